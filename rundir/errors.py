@@ -1,0 +1,64 @@
+"""The exceptions of optsweep and the exit code that each one ends a command with.
+
+OptsweepError            1   some run failed, or a command could not do its work
+├── UserError            2   the user's input is wrong; nothing was submitted, nothing changed
+├── ClusterError         3   the cluster said no; carries its words
+├── Diverged             1   raised by a task: the loss is not finite, or the divergence rule fired
+└── Preempted            1   raised by a task that checkpointed because it was asked to stop
+
+A message is one line in the form ``name = value; must be …; did you mean …?``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OptsweepError(Exception):
+    """Base of every error that optsweep reports in words instead of a traceback."""
+
+    exit_code = 1
+
+
+class UserError(OptsweepError):
+    """The user's input is wrong. Raised before anything is submitted or written."""
+
+    exit_code = 2
+
+
+class ClusterError(OptsweepError):
+    """The scheduler refused or could not be reached; the message quotes it."""
+
+    exit_code = 3
+
+
+class Diverged(OptsweepError):
+    """Training left the region where it means anything; the run ends in state ``diverged``."""
+
+
+class Preempted(OptsweepError):
+    """The task saved a checkpoint and stopped early on request; the run can be resumed."""
+
+
+def nearest(name: str, legal: Iterable[object]) -> str | None:
+    """Return the legal spelling closest to ``name``, or None when nothing comes close."""
+    matches = difflib.get_close_matches(name, [str(word) for word in legal], n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown(what: str, name: str, legal: Iterable[object], where: str = "") -> UserError:
+    """Build the error for a name that is not among the legal ones.
+
+    Args:
+        what: the kind of thing, e.g. ``"key"`` or ``"sweep"``.
+        name: what the user typed.
+        legal: every name that would have been accepted.
+        where: the place it was typed at, e.g. ``"optimizer.optimizer_params"``.
+    """
+    words = sorted({str(word) for word in legal})
+    place = f" in {where}" if where else ""
+    guess = nearest(name, words)
+    hint = f"; did you mean {guess}?" if guess else ""
+    listed = ", ".join(words) if words else "none exist"
+    return UserError(f"unknown {what} {name}{place}; must be one of: {listed}{hint}")

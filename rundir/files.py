@@ -1,0 +1,159 @@
+"""Names and schemas of the files in a run directory: what sweeps, trainer and analysis agree on.
+
+    .hydra/{config,overrides,hydra}.yaml   the configuration, in Hydra's own format
+    run.json        what the run is: resolved config, signature, provenance, one record per attempt
+    status.json     where it stands; replaced atomically
+    metrics.jsonl   what it measured; append-only
+    checkpoints/    what it resumes from
+    train.log       what it printed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Written into run.json and status.json; a reader refuses a newer one."""
+
+HYDRA_DIR = ".hydra"
+RUN_FILE = "run.json"
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_DIR = "checkpoints"
+LOG_FILE = "train.log"
+
+SWEEP_DIR = ".sweep"
+"""Subdirectory of a sweep that holds its plan, ledger, claims, frozen code and scheduler files."""
+PLAN_FILE = "plan.json"
+
+RECORD_KEYS = ("stream", "step", "t", "attempt")
+"""Keys of every metrics record; all others are metrics."""
+
+
+class State(str, Enum):
+    """Where a run stands. The order is the order of a run's life."""
+
+    PLANNED = "planned"
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    PREEMPTED = "preempted"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    NODE_FAIL = "node_fail"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ENDED = frozenset(State) - {State.PLANNED, State.PENDING, State.RUNNING}
+"""States in which nothing works on the run any more."""
+
+DONE = frozenset({State.COMPLETED, State.DIVERGED})
+"""States that launching again leaves alone: the result is final."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Contents of status.json. Times are Unix seconds."""
+
+    state: State
+    attempt: int = 1
+    host: str | None = None
+    """Machine that the run is or was on."""
+    pid: int | None = None
+    job: str | None = None
+    """Scheduler's id of the array element or job."""
+    step: int | None = None
+    total_steps: int | None = None
+    figures: Mapping[str, float] | None = None
+    """Latest figures worth showing, e.g. loss and tokens_per_second."""
+    started_at: float | None = None
+    updated_at: float | None = None
+    ended_at: float | None = None
+    reason: str | None = None
+    """Why the run is in a bad state, in one line."""
+    exit_code: int | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds to the last step, from this attempt's mean step time."""
+        figure = (self.figures or {}).get("seconds_left")
+        return None if figure is None else float(figure)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace ``path`` by the JSON of ``value`` in one atomic, durable step.
+
+    A reader sees the old file or the new one, never a part. NaN and the infinities are written
+    as Python's json does (``NaN``, ``Infinity``) and survive the round trip.
+    """
+    text = json.dumps(value, indent=1, default=str) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in ``path``; None if the file is absent or does not hold one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_status(run_dir: Path) -> Status | None:
+    """Return the run's own record of where it stands; None before its first attempt."""
+    raw = read_json(run_dir / STATUS_FILE)
+    if raw is None:
+        return None
+    known = {field.name for field in fields(Status)}
+    try:
+        return Status(**{k: v for k, v in raw.items() if k in known} | {"state": State(raw["state"])})
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def write_status(run_dir: Path, status: Status) -> None:
+    """Replace status.json atomically."""
+    record = {k: v for k, v in asdict(status).items() if v is not None}
+    write_json(run_dir / STATUS_FILE, {"version": SCHEMA_VERSION, **record})
+
+
+def iter_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole records of a metrics.jsonl in file order; skip torn and foreign lines.
+
+    The collector of the Parquet store has its own reader, which reports what this one skips.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "step" in record:
+                yield record

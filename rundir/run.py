@@ -1,0 +1,176 @@
+"""The run as its task sees it: a directory, and four verbs to report with."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from rundir.errors import Diverged, OptsweepError, Preempted
+from rundir.files import (
+    CHECKPOINT_DIR,
+    METRICS_FILE,
+    State,
+    Status,
+    read_status,
+    write_status,
+)
+
+STATUS_INTERVAL_S = 0.5
+"""Least seconds between two progress writes of status.json."""
+
+
+class Run:
+    """One attempt at one run, handed to the task.
+
+    A task logs metrics with :meth:`log`, says how far it is with :meth:`progress`, looks at
+    :attr:`stop_requested` at step boundaries, and keeps what it resumes from under
+    :attr:`checkpoints`. It works the same in a sweep, alone and in a notebook::
+
+        with Run("somewhere") as run:
+            train(config, run)
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        attempt: int | None = None,
+        threads: int | None = None,
+        job: str | None = None,
+        on_progress: Callable[[Status], None] | None = None,
+    ) -> None:
+        """Open the directory for one attempt, creating it if needed.
+
+        Args:
+            path: the run directory.
+            attempt: counted from 1; by default one more than the last recorded attempt.
+            threads: CPU threads that the task may use; None lets it use every core it may run on.
+            job: the scheduler's id of the job that works on this run.
+            on_progress: called with every new status, e.g. to print a line.
+        """
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        last = read_status(self.path)
+        self.attempt = attempt if attempt is not None else (last.attempt + 1 if last else 1)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.checkpoints = self.path / CHECKPOINT_DIR
+        self.stop_requested: str | None = None
+        """Name of the signal or limit that asks the task to checkpoint and stop, or None."""
+        now = time.time()
+        self.status = Status(
+            State.RUNNING,
+            attempt=self.attempt,
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            job=job,
+            started_at=now,
+            updated_at=now,
+        )
+        self._on_progress = on_progress
+        self._written_at = 0.0
+        self._first_progress: tuple[float, int] | None = None
+        self._metrics = _open_for_append(self.path / METRICS_FILE)
+        self._write(self.status)
+
+    def log(self, stream: str, step: int, **metrics: float) -> None:
+        """Append one record to metrics.jsonl. NaN and the infinities survive.
+
+        Args:
+            stream: e.g. ``"train"`` or ``"val"``; each becomes a table of its own in the store.
+            step: optimizer steps done when the metrics were measured.
+            metrics: flat numbers; names may hold dots and slashes.
+        """
+        record = {"stream": stream, "step": step, "t": time.time(), "attempt": self.attempt}
+        line = json.dumps({**record, **{name: float(value) for name, value in metrics.items()}})
+        os.write(self._metrics, line.encode() + b"\n")
+
+    def progress(self, step: int, total_steps: int, **figures: float) -> None:
+        """Say how far the run is; kept in status.json, at most every half second.
+
+        Args:
+            step: steps done so far.
+            total_steps: steps of the whole run.
+            figures: what ``status`` and ``watch`` show, e.g. ``loss``, ``tokens_per_second``.
+        """
+        now = time.time()
+        if self._first_progress is None:
+            self._first_progress = (now, step)
+        since, first = self._first_progress
+        if step > first:
+            figures["seconds_left"] = (now - since) / (step - first) * (total_steps - step)
+        self.status = replace(
+            self.status, step=step, total_steps=total_steps, figures=figures, updated_at=now
+        )
+        if now - self._written_at >= STATUS_INTERVAL_S or step >= total_steps:
+            self._write(self.status)
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the task to checkpoint at its next step boundary; safe in a signal handler."""
+        self.stop_requested = reason
+
+    def end(self, state: State, reason: str | None = None, exit_code: int = 0) -> None:
+        """Record how this attempt ended."""
+        now = time.time()
+        figures = {k: v for k, v in (self.status.figures or {}).items() if k != "seconds_left"}
+        self._write(
+            replace(
+                self.status,
+                state=state,
+                figures=figures,
+                reason=reason,
+                exit_code=exit_code,
+                updated_at=now,
+                ended_at=now,
+            )
+        )
+        os.close(self._metrics)
+
+    def _write(self, status: Status) -> None:
+        self.status = status
+        self._written_at = time.time()
+        write_status(self.path, status)
+        if self._on_progress is not None:
+            self._on_progress(status)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end(*ending(error))
+
+
+def ending(error: BaseException | None) -> tuple[State, str | None, int]:
+    """Return the state, reason and exit code of an attempt that ended with ``error``."""
+    if error is None:
+        return State.COMPLETED, None, 0
+    reason = str(error) or type(error).__name__
+    if isinstance(error, Diverged):
+        return State.DIVERGED, reason, error.exit_code
+    if isinstance(error, Preempted):
+        return State.PREEMPTED, reason, error.exit_code
+    if isinstance(error, OptsweepError):
+        return State.FAILED, reason, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return State.CANCELLED, "interrupted from the keyboard", 130
+    if isinstance(error, MemoryError):
+        return State.OUT_OF_MEMORY, f"MemoryError: {reason}", 1
+    return State.FAILED, f"{type(error).__name__}: {reason}", 1
+
+
+def _open_for_append(path: Path) -> int:
+    """Open for appending; a line that a killed attempt left torn is closed off first."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    size = os.fstat(handle).st_size
+    if size and os.pread(handle, 1, size - 1) != b"\n":
+        os.write(handle, b"\n")
+    return handle
