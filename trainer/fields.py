@@ -1,0 +1,124 @@
+"""Strict construction of config dataclasses from plain mappings, with errors that name the key.
+
+A config class checks its own values in ``__post_init__`` by calling :func:`require`. Built through
+:func:`from_mapping`, the message carries the whole dotted name; built by hand, the bare one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from rundir.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+class IllegalValue(UserError):
+    """A value outside what its field allows."""
+
+    def __init__(self, name: str, value: object, must: str) -> None:
+        super().__init__(f"{name} = {_shown(value)}; must be {must}")
+        self.name, self.value, self.must = name, value, must
+
+
+def require(condition: bool, name: str, value: object, must: str) -> None:
+    """Raise :class:`IllegalValue` ``name = value; must be …`` unless ``condition`` holds."""
+    if not condition:
+        raise IllegalValue(name, value, must)
+
+
+def from_mapping(cls: type[T], values: object, where: str) -> T:
+    """Build a dataclass from a mapping that may hold nothing but its fields.
+
+    Integers are accepted for floats, lists for tuples; nested dataclasses are built in turn.
+
+    Args:
+        cls: the dataclass; each field's annotation says what is legal.
+        values: the mapping, e.g. a node of the resolved config.
+        where: dotted name of the node, for messages.
+
+    Raises:
+        UserError: an unknown key, a missing one, a wrong type, or a value that ``cls`` refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise IllegalValue(where, values, f"a mapping with keys {', '.join(_names(cls))}")
+    names = _names(cls)
+    for key in values:
+        if key not in names:
+            raise unknown("key", str(key), names, where)
+    hints = typing.get_type_hints(cls)
+    built = {k: _convert(v, hints[k], f"{where}.{k}" if where else str(k)) for k, v in values.items()}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if absent and field.name not in built:
+            raise UserError(f"{where}.{field.name} is missing; it has no default")
+    try:
+        return cls(**built)
+    except IllegalValue as error:
+        name = f"{where}.{error.name}" if where else error.name
+        raise IllegalValue(name, error.value, error.must) from None
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _convert(value: object, hint: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in {typing.Union, types.UnionType}:
+        return _convert_union(value, arguments, name)
+    if origin is typing.Literal:
+        require(value in arguments, name, value, f"one of {', '.join(map(str, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else from_mapping(hint, value, name)
+    if origin is tuple:
+        require(
+            isinstance(value, (list, tuple)) and len(value) == len(arguments),
+            name,
+            value,
+            f"a list of {len(arguments)} values",
+        )
+        items = typing.cast("list[object]", value)
+        return tuple(_convert(v, a, f"{name}[{i}]") for i, (v, a) in enumerate(zip(items, arguments)))
+    if origin is not None:
+        require(isinstance(value, origin), name, value, f"a {origin.__name__}")
+        return value
+    return _convert_scalar(value, hint, name)
+
+
+def _convert_union(value: object, arguments: tuple[Any, ...], name: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    choices = [argument for argument in arguments if argument is not type(None)]
+    wanted = []
+    for choice in choices:
+        try:
+            return _convert(value, choice, name)
+        except IllegalValue as error:
+            wanted.append(error.must)
+    if type(None) in arguments:
+        wanted.append("null")
+    raise IllegalValue(name, value, " or ".join(wanted))
+
+
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _convert_scalar(value: object, hint: Any, name: str) -> Any:
+    if hint is Any or hint is object:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    require(fits, name, value, _SCALARS.get(hint, f"a {hint.__name__}"))
+    return value
+
+
+def _shown(value: object) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
