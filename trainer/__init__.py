@@ -1,0 +1,59 @@
+"""The trainer: GPT models, data, optimizers and the loop that joins them.
+
+    from rundir import Run
+    from trainer import TrainConfig, TrainingParams, train
+
+    with Run("somewhere") as run:
+        train(TrainConfig(training=TrainingParams(max_steps=100)), run)
+
+Importing the package, and :func:`check`, load neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import DatasetConfig, GPTConfig, LoggingParams, TrainConfig, TrainingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rundir import Run
+
+__all__ = [
+    "DatasetConfig",
+    "GPTConfig",
+    "LoggingParams",
+    "TrainConfig",
+    "TrainingParams",
+    "check",
+    "run",
+    "train",
+]
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that cannot train; reads no more of the data than its size.
+
+    Raises:
+        UserError: an unknown or missing key, a wrong type, an impossible value or combination.
+    """
+    TrainConfig.from_mapping(config)
+
+
+def run(config: Mapping[str, Any], run: Run) -> None:
+    """Train as a resolved configuration says; the task that the engine calls.
+
+    Raises:
+        UserError: the configuration cannot train, or not on this machine.
+        Diverged: the loss is not finite.
+        Preempted: a stop was requested; the checkpoint is written.
+    """
+    train(TrainConfig.from_mapping(config), run)
+
+
+def train(config: TrainConfig, run: Run) -> None:
+    """Train one model, from the newest good checkpoint of ``run`` on; errors as in :func:`run`."""
+    from trainer.loop import train as train_now  # noqa: PLC0415 - torch loads only when training
+
+    train_now(config, run)

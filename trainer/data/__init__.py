@@ -1,0 +1,1 @@
+"""Tokens, and the batches made of them. :mod:`trainer.data.sources` does without torch."""
