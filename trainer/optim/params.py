@@ -53,14 +53,21 @@ class OptimizerParams:
 
 @dataclass(frozen=True)
 class SgdParams(OptimizerParams):
-    """Gradient descent: plain, with heavy-ball momentum, or with Nesterov's."""
+    """Gradient descent without memory."""
 
-    NAMES: ClassVar[tuple[str, ...]] = ("sgd", "sgd-m", "sgd-nesterov")
+    NAMES: ClassVar[tuple[str, ...]] = ("sgd",)
+
+
+@dataclass(frozen=True)
+class MomentumParams(OptimizerParams):
+    """Gradient descent with heavy-ball momentum, or with Nesterov's."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("sgd-m", "sgd-nesterov")
 
     momentum: float = 0.9
-    """Of sgd-m and sgd-nesterov; in [0, 1). sgd has none."""
+    """Decay of the sum of gradients; in [0, 1)."""
     dampening: float | Literal["momentum"] = 0.0
-    """The gradient enters the momentum times 1 - dampening; ``momentum`` makes it an exponential
+    """A gradient enters that sum times 1 - dampening; ``momentum`` makes it an exponential
     average. 0 for sgd-nesterov."""
 
     def __post_init__(self) -> None:
@@ -111,20 +118,16 @@ class NAdamParams(OptimizerParams):
 
 
 @dataclass(frozen=True)
-class MuonParams(OptimizerParams):
+class ScionParams(OptimizerParams):
     """Steepest descent in a non-Euclidean norm (arXiv 2510.09827): matrices in the spectral norm.
 
-    All other parameters move by Adam's direction (muon) or by the sign of the momentum (scion).
+    Everything else moves by the sign of its momentum.
     """
 
-    NAMES: ClassVar[tuple[str, ...]] = ("muon", "scion")
+    NAMES: ClassVar[tuple[str, ...]] = ("scion",)
 
     momentum: float = 0.95
     """Decay of the average of the gradient; in [0, 1)."""
-    betas: tuple[float, float] = (0.95, 0.95)
-    """Of muon's Adam on everything that is no matrix; each in [0, 1)."""
-    eps: float = 1e-8
-    """Of the same Adam; at least 0."""
     muon_lr: float | None = None
     """Learning rate of the matrices; null takes lr * muon_lr_ratio."""
     muon_lr_ratio: float | None = None
@@ -138,17 +141,15 @@ class MuonParams(OptimizerParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fractions(self, "momentum", "betas")
-        not_negative(self, "eps")
-        if self.muon_lr is not None:
-            alone = "null where muon_lr_ratio is given: each sets the matrices' learning rate"
-            require(self.muon_lr_ratio is None, "muon_lr", self.muon_lr, alone)
-            not_negative(self, "muon_lr")
-            reachable = self.lr > 0 or self.muon_lr == 0
-            require(reachable, "lr", self.lr, "above 0 where muon_lr is")
+        fractions(self, "momentum")
+        require(self.ns_steps >= 1, "ns_steps", self.ns_steps, "at least 1")
         if self.muon_lr_ratio is not None:
             not_negative(self, "muon_lr_ratio")
-        require(self.ns_steps >= 1, "ns_steps", self.ns_steps, "at least 1")
+        if self.muon_lr is not None:
+            alone = "null where muon_lr_ratio is given: either sets the matrices' learning rate"
+            require(self.muon_lr_ratio is None, "muon_lr", self.muon_lr, alone)
+            not_negative(self, "muon_lr")
+            require(self.lr > 0 or self.muon_lr == 0, "lr", self.lr, "above 0 where muon_lr is")
 
     @property
     def matrix_scale(self) -> float:
@@ -156,6 +157,23 @@ class MuonParams(OptimizerParams):
         if self.muon_lr is not None:
             return self.muon_lr / self.lr if self.lr else 0.0
         return 1.0 if self.muon_lr_ratio is None else self.muon_lr_ratio
+
+
+@dataclass(frozen=True)
+class MuonParams(ScionParams):
+    """The same (Jordan et al. 2024), but everything that is no matrix moves by Adam's direction."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("muon",)
+
+    betas: tuple[float, float] = (0.95, 0.95)
+    """Of that Adam; each in [0, 1)."""
+    eps: float = 1e-8
+    """Of that Adam; at least 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fractions(self, "betas")
+        not_negative(self, "eps")
 
 
 @dataclass(frozen=True)
@@ -251,7 +269,16 @@ def fractions(params: OptimizerParams, *names: str) -> None:
 
 REGISTRY: dict[str, type[OptimizerParams]] = {
     name: cls
-    for cls in (SgdParams, AdamParams, NAdamParams, MuonParams, DapParams, DapAcceleratedParams)
+    for cls in (
+        SgdParams,
+        MomentumParams,
+        AdamParams,
+        NAdamParams,
+        ScionParams,
+        MuonParams,
+        DapParams,
+        DapAcceleratedParams,
+    )
     for name in cls.NAMES
 }
 """Every optimizer's name and the class of its parameters."""
