@@ -1,0 +1,212 @@
+"""One bucket of runs: what changed is read, laid over what the store has, and written as new parts.
+
+Buckets share nothing, so each is built in a process of its own. Memory: the history of one bucket.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.columns import Kind, conform, join_schemas, table_of
+from analysis.discovery import Found
+from analysis.manifest import Part, Source
+from analysis.metrics import KEYS, concatenate, read_metrics, settle, tail_checksum
+from analysis.problems import Problem
+from analysis.runrecord import FIXED, read_run
+from analysis.store import RUNS, history_table, part_file, read_part, write_part
+from analysis.summary import finish, summarise
+from rundir.files import ENDED, METRICS_FILE
+
+Typed = tuple[pa.Table, dict[str, Kind]]
+
+_ENDED = {str(state) for state in ENDED}
+
+
+@dataclass
+class Job:
+    """What a process needs to build one bucket."""
+
+    store: Path
+    generation: int
+    groups: list[tuple[int, list[str]]]
+    """Buckets to write and their run ids, sorted; more than one when a bucket is split."""
+    changed: list[tuple[Found, Source | None]]
+    """Runs to read, and how each stood when it was last read."""
+    parts: dict[str, Part]
+    """Live part of each table before."""
+    schemas: dict[str, dict[str, Kind]]
+
+
+@dataclass
+class Built:
+    """What a process has made of one bucket."""
+
+    parts: dict[str, list[Part]] = field(default_factory=dict)
+    schemas: dict[str, dict[str, Kind]] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    restarted: set[str] = field(default_factory=set)
+    """Runs whose metrics were read from the first byte."""
+
+
+def build(job: Job) -> Built:
+    """Read the changed runs of a bucket and write its parts.
+
+    Raises:
+        OSError: a part of the store cannot be read or written. What is wrong with a run directory
+            becomes a problem row.
+    """
+    built = Built()
+    members = sorted(run for _, runs in job.groups for run in runs)
+    code_of = {run: code for code, run in enumerate(members)}
+    rows: dict[str, dict[str, Any]] = {}
+    fresh: defaultdict[str, list[tuple[int, Typed]]] = defaultdict(list)
+    bucket_of = {run: bucket for bucket, runs in job.groups for run in runs}
+    for found, source in job.changed:
+        rows[found.run], problems = read_run(found)
+        built.problems += problems
+        new = Source(found.directory, bucket_of[found.run], found.files)
+        for stream, tables in _read_new(found, source, new, rows[found.run], built).items():
+            fresh[stream] += [(code_of[found.run], table) for table in tables]
+        built.sources[found.run] = new
+    streams = {t.partition("/")[2] for t in job.parts if t != RUNS} | fresh.keys()
+    for stream in sorted(streams):
+        _build_history(job, built, stream, code_of, fresh.get(stream, []), rows)
+    _build_runs(job, built, members, rows)
+    return built
+
+
+def _read_new(
+    found: Found, source: Source | None, new: Source, row: dict[str, Any], built: Built
+) -> dict[str, list[Typed]]:
+    """Read the metrics that the store lacks; sets offset and tail of ``new``."""
+    stamp = found.files.get(METRICS_FILE)
+    path = f"{found.directory}/{METRICS_FILE}"
+    try:
+        if stamp is None or stamp[0] < 0:
+            built.restarted.add(found.run)
+            if stamp is not None:
+                raise OSError(0, "no regular file")
+            return {}
+        if source is not None and _grown(path, source, stamp):
+            new.offset, new.tail = source.offset, source.tail
+            if stamp == source.files[METRICS_FILE]:
+                return {}
+        else:
+            built.restarted.add(found.run)
+        reading = read_metrics(found.run, path, new.offset)
+        new.offset, new.tail = reading.offset, tail_checksum(path, reading.offset)
+    except OSError as error:
+        detail = error.strerror or str(error)
+        built.problems.append(Problem(found.run, METRICS_FILE, None, "unreadable", detail))
+        if error.errno:
+            # Without its stamp the file counts as changed, and is tried again next time.
+            new.files = {k: v for k, v in new.files.items() if k != METRICS_FILE}
+        return {}
+    built.problems += reading.problems
+    torn = stamp[0] - reading.offset
+    if torn > 0 and row["state"] in _ENDED:
+        detail = f"the last {torn} bytes are no whole line; they wait"
+        built.problems.append(Problem(found.run, METRICS_FILE, reading.offset, "torn", detail))
+    return reading.tables
+
+
+def _grown(path: str, source: Source, stamp: tuple[int, int]) -> bool:
+    """Say whether the file is as it was, or only longer."""
+    before = source.files.get(METRICS_FILE)
+    if before is None or stamp == before:
+        return before is not None
+    longer = stamp[0] > before[0] and stamp[0] >= source.offset
+    return longer and tail_checksum(path, source.offset) == source.tail
+
+
+def _build_history(
+    job: Job,
+    built: Built,
+    stream: str,
+    code_of: dict[str, int],
+    fresh: list[tuple[int, Typed]],
+    rows: dict[str, dict[str, Any]],
+) -> None:
+    table = history_table(stream)
+    pieces: list[Typed] = []
+    if table in job.parts:
+        old = read_part(job.store / job.parts[table].file)
+        kinds = {name: job.schemas[table][name] for name in old.column_names}
+        pieces.append((_recoded(old, code_of, built.restarted), kinds))
+    for code, (piece, kinds) in fresh:
+        codes = pa.array(np.full(piece.num_rows, code, np.int32))
+        pieces.append((piece.add_column(0, "run", codes), {"run": "string", **kinds}))
+    merged, kinds = concatenate(pieces)
+    merged = settle(merged.combine_chunks())
+    changed = {code_of[run]: row for run, row in rows.items()}
+    for code, summary in summarise(stream, merged).items():
+        if code in changed:
+            steps = max(summary.pop("steps"), changed[code].get("steps") or 0)
+            changed[code] |= {"steps": steps, **summary}
+    codes = merged.column("run").to_numpy()
+    members = sorted(code_of)
+    run = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(members, pa.string()))
+    whole = merged.set_column(0, "run", run)
+    for bucket, runs in job.groups:
+        low, high = np.searchsorted(codes, [code_of[runs[0]], code_of[runs[-1]] + 1])
+        if high > low:
+            _write(job, built, table, bucket, whole.slice(low, high - low), kinds)
+
+
+def _recoded(old: pa.Table, code_of: dict[str, int], dropped: set[str]) -> pa.Table:
+    """Return the rows of the runs that stay, with codes for run ids."""
+    run = old.unify_dictionaries().column("run").combine_chunks()
+    names = run.dictionary.to_pylist()
+    codes = np.array([-1 if n in dropped else code_of.get(n, -1) for n in names], np.int32)
+    coded = codes[run.indices.to_numpy()] if names else np.empty(0, np.int32)
+    table = old.set_column(old.column_names.index("run"), "run", pa.array(coded))
+    return table.filter(pa.array(coded >= 0)) if (coded < 0).any() else table
+
+
+def _build_runs(
+    job: Job, built: Built, members: list[str], rows: dict[str, dict[str, Any]]
+) -> None:
+    pieces: list[Typed] = []
+    if RUNS in job.parts:
+        old = read_part(job.store / job.parts[RUNS].file)
+        old = old.set_column(0, "run", old.column("run").cast(pa.string()))
+        stays = [run in members and run not in rows for run in old.column("run").to_pylist()]
+        kinds = {name: job.schemas[RUNS][name] for name in old.column_names}
+        pieces.append((old.filter(pa.array(stays, pa.bool_())), kinds))
+    for row in rows.values():
+        finish(row)
+    if rows:
+        pieces.append(runs_table(list(rows.values())))
+    merged, kinds = concatenate(pieces)
+    merged = merged.sort_by("run")
+    names = merged.column("run").to_pylist()
+    for bucket, runs in job.groups:
+        group = set(runs)
+        chosen = pa.array([name in group for name in names], pa.bool_())
+        _write(job, built, RUNS, bucket, merged.filter(chosen), kinds)
+
+
+def runs_table(rows: list[dict[str, Any]]) -> Typed:
+    """Return rows of the runs table under its fixed columns and those that the rows add."""
+    table, kinds = table_of(rows)
+    wanted = {**FIXED, **{name: kind for name, kind in kinds.items() if name not in FIXED}}
+    return conform(table, kinds, wanted), wanted
+
+
+def _write(
+    job: Job, built: Built, name: str, bucket: int, table: pa.Table, kinds: dict[str, Kind]
+) -> None:
+    """Write one part; columns that are only null stay in the schema alone."""
+    part = Part(part_file(name, bucket, job.generation), table.num_rows, bucket)
+    first = KEYS if name != RUNS else FIXED
+    stored = {n: k for n, k in kinds.items() if n in first or k != "null"}
+    write_part(job.store / part.file, conform(table, kinds, stored))
+    built.parts.setdefault(name, []).append(part)
+    built.schemas[name] = join_schemas([built.schemas.get(name, {}), kinds])

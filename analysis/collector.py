@@ -1,0 +1,419 @@
+"""Run directories → store: compares what is there with what has been read, and reads the rest."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from analysis import manifest as manifests
+from analysis.bucket import Built, Job, build, runs_table
+from analysis.columns import Kind, conform, join_schemas
+from analysis.discovery import DEFAULT_ROOTS, Discovery, Found, default_roots, discover, run_id
+from analysis.manifest import PLANNED, Manifest, NewerStore, Part, Source, StoreUnreadable
+from analysis.problems import SCHEMA, Problem
+from analysis.runrecord import planned_row, read_plan
+from analysis.store import (
+    PROBLEMS_FILE,
+    RUNS,
+    part_file,
+    read_part,
+    read_problems,
+    remove_rubbish,
+    write_part,
+)
+from rundir.errors import UserError
+from rundir.files import METRICS_FILE, SWEEP_DIR
+
+RUNS_PER_BUCKET = 512
+BYTES_PER_BUCKET = 64 << 20
+"""Of metrics.jsonl; a bucket of twice as many is split when it is next rewritten."""
+BYTES_WORTH_PROCESSES = 32 << 20
+"""Starting a process costs half a second, in which one process reads about as much."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a collect did, in runs, and the number of rows of problems.parquet."""
+
+    new: int
+    changed: int
+    unchanged: int
+    gone: int
+    planned: int
+    """Runs of a plan that have no directory yet."""
+    problems: int
+    seconds: float
+
+    def __str__(self) -> str:
+        counts = [f"{self.new} new", f"{self.changed} changed", f"{self.unchanged} unchanged"]
+        counts += [f"{self.gone} gone"] if self.gone else []
+        counts += [f"{self.planned} not started"] if self.planned else []
+        noun = "problem" if self.problems == 1 else "problems"
+        return f"{', '.join(counts)}, {self.problems} {noun} in {self.seconds:.1f} s"
+
+
+@dataclass
+class _Changes:
+    fresh: list[Found]
+    changed: list[Found]
+    unchanged: list[str]
+    gone: list[str]
+    plans: dict[str, tuple[int, int]]
+    nothing: bool
+
+
+def collect(
+    roots: Sequence[Path | str] | None = None,
+    store: Path | str = "store",
+    *,
+    wait: bool = True,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Bring the store up to date with the run directories below the roots.
+
+    Reads only what is new since the last time. Runs below other roots stay as they are; a run
+    whose directory is gone leaves the store. Killed at any moment, it leaves the store as it was.
+
+    Args:
+        roots: directories with run directories at any depth; ``outputs`` and ``multirun`` by
+            default.
+        store: directory of the store, created if needed.
+        wait: wait for another collector instead of raising.
+        workers: processes; one per core by default, none for little data.
+        progress: called with runs done and runs to do.
+
+    Raises:
+        UserError: nothing to collect, or a store that cannot be written or is of a newer format.
+    """
+    since = time.monotonic()
+    paths = [Path(root) for root in roots] if roots else default_roots()
+    store = Path(store)
+    if not store.exists():
+        _refuse_empty(discover(paths), paths)
+    with manifests.locked(store, wait):
+        manifest = _load_or_new(store)
+        found = discover(paths)
+        if not manifest.sources:
+            _refuse_empty(found, paths)
+        scanned = found.roots if roots else [os.path.realpath(name) for name in DEFAULT_ROOTS]
+        changes = _compare(manifest, found, scanned)
+        if not changes.nothing:
+            try:
+                manifest = _update(store, manifest, changes, found, workers, progress)
+            except OSError as error:
+                raise manifests.unwritable(store, error) from error
+        try:
+            remove_rubbish(store, manifest)
+            manifests.touch(store)
+        except OSError as error:
+            raise manifests.unwritable(store, error) from error
+        planned = sum(p.rows for p in manifest.parts.get(RUNS, []) if p.bucket == PLANNED)
+        counts = [len(c) for c in (changes.fresh, changes.changed, changes.unchanged, changes.gone)]
+        problems = read_problems(store).num_rows
+        return Summary(*counts, planned, problems, time.monotonic() - since)
+
+
+def _refuse_empty(found: Discovery, paths: list[Path]) -> None:
+    if not found.runs and not found.plans:
+        names = ", ".join(map(str, paths))
+        raise UserError(f"roots = {names}; must hold run directories; none was found below")
+
+
+def _load_or_new(store: Path) -> Manifest:
+    try:
+        return manifests.load(store)
+    except NewerStore:
+        raise
+    except StoreUnreadable:
+        return Manifest()
+
+
+def _compare(manifest: Manifest, found: Discovery, scanned: list[str]) -> _Changes:
+    fresh, changed, unchanged = [], [], []
+    for run, here in found.runs.items():
+        source = manifest.sources.get(run)
+        if source is None or source.directory != here.directory:
+            if source is not None and os.path.isdir(source.directory):
+                both = f"{source.directory} and {here.directory}"
+                raise UserError(f"run = {run}; names both {both}; collect them into two stores")
+            fresh.append(here)
+        elif source.files == here.files:
+            unchanged.append(run)
+        else:
+            changed.append(here)
+    hidden = [directory for directory, _ in found.unreadable]
+    gone = []
+    for run, source in manifest.sources.items():
+        if run in found.runs:
+            continue
+        if not _below(source.directory, scanned) or _below(source.directory, hidden):
+            unchanged.append(run)
+        else:
+            gone.append(run)
+    plans = {p: s for p, s in manifest.plans.items() if not _below(p, scanned)} | found.plans
+    nothing = not (fresh or changed or gone) and plans == manifest.plans and not hidden
+    fresh.sort(key=lambda here: here.run)
+    return _Changes(fresh, changed, unchanged, gone, plans, nothing and manifest.generation > 0)
+
+
+def _below(path: str, tops: Sequence[str]) -> bool:
+    return any(path == top or path.startswith(top.rstrip(os.sep) + os.sep) for top in tops)
+
+
+def _update(
+    store: Path,
+    manifest: Manifest,
+    changes: _Changes,
+    found: Discovery,
+    workers: int | None,
+    progress: Progress | None,
+) -> Manifest:
+    generation = manifest.generation + 1
+    jobs = _plan_jobs(store, manifest, changes, generation)
+    touched = {p.file for job in jobs for p in job.parts.values()}
+    emptied = _emptied(manifest, changes)
+    built = list(_run_jobs(jobs, workers, progress))
+    sources = {r: s for r, s in manifest.sources.items() if r not in changes.gone}
+    for job in jobs:
+        for bucket, runs in job.groups:
+            for run in runs:
+                if run in sources:
+                    sources[run].bucket = bucket
+    for result in built:
+        sources |= result.sources
+    planned_rows, plan_problems = _planned(changes.plans, set(sources))
+    new = Manifest(generation, plans=changes.plans, sources=dict(sorted(sources.items())))
+    kept = {
+        table: [
+            part
+            for part in parts
+            if part.file not in touched and part.bucket != PLANNED and part.bucket not in emptied
+        ]
+        for table, parts in manifest.parts.items()
+    }
+    planned = _planned_result(store, planned_rows, generation)
+    _assemble(store, new, manifest, kept, [*built, planned])
+    problems = _problems(store, manifest, changes, built, found, new)
+    write_part(
+        store / PROBLEMS_FILE,
+        pa.Table.from_pylist([asdict(p) for p in [*problems, *plan_problems]], SCHEMA),
+    )
+    manifests.save(store, new)
+    return new
+
+
+def _emptied(manifest: Manifest, changes: _Changes) -> set[int]:
+    """Return the buckets that lose their last run."""
+    left = Counter(source.bucket for source in manifest.sources.values())
+    left.subtract(Counter(manifest.sources[run].bucket for run in changes.gone))
+    return {bucket for bucket, count in left.items() if count == 0}
+
+
+def _plan_jobs(
+    store: Path, manifest: Manifest, changes: _Changes, generation: int
+) -> list[Job]:
+    """Assign new runs to buckets, and make a job of every bucket that something happens in."""
+    sizes = {run: s.files.get(METRICS_FILE, (0, 0))[0] for run, s in manifest.sources.items()}
+    sizes |= {
+        f.run: f.files.get(METRICS_FILE, (0, 0))[0] for f in [*changes.fresh, *changes.changed]
+    }
+    gone = set(changes.gone)
+    members: dict[int, list[str]] = {}
+    for run, source in manifest.sources.items():
+        members.setdefault(source.bucket, []).append(run)
+    dirty = {manifest.sources[run].bucket for run in changes.gone}
+    dirty |= {manifest.sources[here.run].bucket for here in changes.changed}
+    members = {b: [run for run in runs if run not in gone] for b, runs in members.items()}
+    bucket = max(members, default=0)
+    for here in changes.fresh:
+        if here.run in manifest.sources:
+            dirty.add(manifest.sources[here.run].bucket)
+            continue
+        runs = members.setdefault(bucket, [])
+        full = len(runs) >= RUNS_PER_BUCKET or sum(sizes[r] for r in runs) >= BYTES_PER_BUCKET
+        if full:
+            bucket += 1
+            runs = members.setdefault(bucket, [])
+        runs.append(here.run)
+        dirty.add(bucket)
+    read = {here.run: here for here in [*changes.fresh, *changes.changed]}
+    jobs, unused = [], iter(range(bucket + 1, 1 << 62))
+    for number in sorted(b for b in dirty if members.get(b)):
+        runs = sorted(members[number])
+        jobs.append(
+            Job(
+                store,
+                generation,
+                list(_groups(number, runs, sizes, unused)),
+                [(read[run], _known(manifest, read[run])) for run in runs if run in read],
+                {t: p for t, parts in manifest.parts.items() for p in parts if p.bucket == number},
+                manifest.schemas,
+            )
+        )
+    return jobs
+
+
+def _known(manifest: Manifest, here: Found) -> Source | None:
+    source = manifest.sources.get(here.run)
+    return source if source is not None and source.directory == here.directory else None
+
+
+def _groups(
+    bucket: int, runs: list[str], sizes: dict[str, int], unused: Iterator[int]
+) -> Iterator[tuple[int, list[str]]]:
+    """Split a bucket that has grown to twice the size that it was meant to have."""
+    if sum(sizes[run] for run in runs) < 2 * BYTES_PER_BUCKET:
+        yield bucket, runs
+        return
+    group: list[str] = []
+    for run in runs:
+        if group and sum(sizes[r] for r in group) + sizes[run] > BYTES_PER_BUCKET:
+            yield bucket, group
+            bucket, group = next(unused), []
+        group.append(run)
+    yield bucket, group
+
+
+def _run_jobs(
+    jobs: list[Job], workers: int | None, progress: Progress | None
+) -> Iterator[Built]:
+    total, done = sum(len(job.changed) for job in jobs), 0
+    report = progress or (lambda *_: None)
+    report(0, total)
+    size = sum(f.files.get(METRICS_FILE, (0, 0))[0] for job in jobs for f, _ in job.changed)
+    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    if count < 2 or (workers is None and size < BYTES_WORTH_PROCESSES):
+        for job in jobs:
+            yield build(job)
+            done += len(job.changed)
+            report(done, total)
+        return
+    # Processes are spawned: a fork copies the threads of Arrow and of a notebook half-way.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, initializer=_ignore_interrupt) as pool:
+        running = {pool.submit(build, job): job for job in jobs}
+        for future in as_completed(running):
+            yield future.result()
+            done += len(running[future].changed)
+            report(done, total)
+
+
+def _ignore_interrupt() -> None:
+    """Leave Ctrl-C to the parent, which ends the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _planned(
+    plans: dict[str, tuple[int, int]], present: set[str]
+) -> tuple[list[dict[str, object]], list[Problem]]:
+    rows: dict[str, dict[str, object]] = {}
+    problems = []
+    for path in sorted(plans):
+        sweep_dir = os.path.dirname(os.path.dirname(path))
+        try:
+            plan = read_plan(path)
+        except ValueError as error:
+            problems.append(Problem(None, path, None, "plan", str(error)))
+            continue
+        for planned in plan["runs"]:
+            name = planned.get("directory") if isinstance(planned, dict) else None
+            directory = os.path.normpath(os.path.join(sweep_dir, str(name)))
+            if not isinstance(name, str) or not _below(directory, [sweep_dir]):
+                detail = "a run has no directory inside the sweep"
+                problems.append(Problem(None, path, None, "plan", detail))
+                continue
+            run = run_id(directory)
+            if run not in present:
+                rows[run] = planned_row(run, directory, plan.get("sweep"), planned)
+    return [rows[run] for run in sorted(rows)], problems
+
+
+def _planned_result(store: Path, rows: list[dict[str, object]], generation: int) -> Built:
+    result = Built()
+    if rows:
+        table, kinds = runs_table(rows)
+        part = Part(part_file(RUNS, PLANNED, generation), len(rows), PLANNED)
+        write_part(store / part.file, _without_nulls(table, kinds))
+        result.parts, result.schemas = {RUNS: [part]}, {RUNS: kinds}
+    return result
+
+
+def _without_nulls(table: pa.Table, kinds: dict[str, Kind]) -> pa.Table:
+    return table.select([name for name, kind in kinds.items() if kind != "null"])
+
+
+def _assemble(
+    store: Path, new: Manifest, old: Manifest, kept: dict[str, list[Part]], built: list[Built]
+) -> None:
+    """List the live parts under one schema a table; rewrite those whose types it changes."""
+    tables = {*old.schemas, *(table for result in built for table in result.schemas)}
+    for table in sorted(tables):
+        schemas = [old.schemas.get(table, {}), *(b.schemas.get(table, {}) for b in built)]
+        schema = new.schemas[table] = join_schemas(schemas)
+        parts = []
+        for result, have in [(None, schemas[0]), *zip(built, schemas[1:], strict=True)]:
+            mine = kept.get(table, []) if result is None else result.parts.get(table, [])
+            stale = {
+                n: k
+                for n, k in have.items()
+                if schema[n] != k and k != "null" and (k, schema[n]) != ("json", "mixed")
+            }
+            parts += [_retyped(store, p, stale, schema, new.generation) for p in mine]
+        if parts or table == RUNS:
+            new.parts[table] = sorted(parts, key=lambda part: part.bucket)
+        else:
+            del new.schemas[table]
+
+
+def _retyped(
+    store: Path, part: Part, stale: dict[str, Kind], schema: dict[str, Kind], generation: int
+) -> Part:
+    if not stale:
+        return part
+    table = read_part(store / part.file)
+    if not stale.keys() & set(table.column_names):
+        return part
+    name = part.file.replace(".parquet", f"-t{generation}.parquet")
+    have = {n: stale.get(n, schema[n]) for n in table.column_names}
+    write_part(store / name, conform(table, have, {n: schema[n] for n in have}))
+    return Part(name, part.rows, part.bucket)
+
+
+def _problems(
+    store: Path,
+    old: Manifest,
+    changes: _Changes,
+    built: list[Built],
+    found: Discovery,
+    new: Manifest,
+) -> list[Problem]:
+    read = {run for result in built for run in result.sources}
+    restarted = {run for result in built for run in result.restarted}
+    problems = []
+    for row in read_problems(store).to_pylist() if old.generation else []:
+        problem = Problem(**row)
+        current = problem.run not in read or (
+            problem.kind == "line" and problem.run not in restarted
+        )
+        if problem.run in new.sources and current:
+            problems.append(problem)
+    problems += [p for result in built for p in result.problems]
+    problems += [Problem(None, path, None, "unreadable", why) for path, why in found.unreadable]
+    for table, schema in new.schemas.items():
+        for name, kind in schema.items():
+            if kind == "mixed":
+                detail = f"{table}: {name} has values of several types; kept as JSON text"
+                problems.append(Problem(None, None, None, "type", detail))
+    return sorted(problems, key=lambda p: (p.run or "", p.file or "", p.offset or 0))

@@ -1,0 +1,131 @@
+"""Types of the store's columns, and how two types that meet in one column are joined.
+
+    bool  int64  double  string   as in Arrow
+    json    lists, mappings and integers beyond 64 bits, as JSON text
+    mixed   types that do not join (text and number): every value as JSON text, plus a problem row
+    null    only nulls seen so far: written to no part, shown as an empty text column
+
+int64 and double join to double, null joins to anything, all else to mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Kind = str
+
+_ARROW = {
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    "json": pa.string(),
+    "mixed": pa.string(),
+    "null": pa.string(),
+}
+_PYTHON: dict[type, Kind] = {
+    type(None): "null",
+    bool: "bool",
+    int: "int64",
+    float: "double",
+    str: "string",
+}
+INT64 = range(-(2**63), 2**63)
+"""Integers that Arrow holds; larger ones are kept as text."""
+
+
+def kind_of(value: object) -> Kind:
+    """Return the kind of one value as JSON or YAML gave it."""
+    kind = _PYTHON.get(type(value), "json")
+    return "json" if kind == "int64" and value not in INT64 else kind
+
+
+def join(first: Kind, second: Kind) -> Kind:
+    """Return the kind that holds values of both kinds without loss of meaning."""
+    if first == second or second == "null":
+        return first
+    if first == "null":
+        return second
+    return "double" if {first, second} == {"int64", "double"} else "mixed"
+
+
+def join_schemas(schemas: Iterable[Mapping[str, Kind]]) -> dict[str, Kind]:
+    """Return one schema with every column of all schemas, in order of first appearance."""
+    joined: dict[str, Kind] = {}
+    for schema in schemas:
+        for name, kind in schema.items():
+            joined[name] = join(joined.get(name, "null"), kind)
+    return joined
+
+
+def column(values: Sequence[Any]) -> tuple[pa.Array, Kind]:
+    """Build an array from Python values; its kind is the join of theirs.
+
+    Costs one pass over the values' types, and one call into Arrow when they are alike.
+    """
+    types = set(map(type, values))
+    kind: Kind = "null"
+    for name in sorted(_PYTHON.get(t, "json") for t in types):
+        kind = join(kind, name)
+    if int in types and any(type(v) is int and v not in INT64 for v in values):
+        kind = "json" if kind == "int64" else "mixed"
+    if kind in {"json", "mixed"}:
+        values = [None if v is None else json_text(v) for v in values]
+    try:
+        return pa.array(values, _ARROW[kind]), kind
+    except UnicodeEncodeError:
+        return pa.array([v and encodable(v) for v in values], _ARROW[kind]), kind
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, dict[str, Kind]]:
+    """Build a table with the union of the rows' keys; an absent key is null."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    built = {encodable(name): column([row.get(name) for row in rows]) for name in names}
+    table = pa.table({name: array for name, (array, _) in built.items()})
+    return table, {name: kind for name, (_, kind) in built.items()}
+
+
+def conform(table: pa.Table, have: Mapping[str, Kind], want: Mapping[str, Kind]) -> pa.Table:
+    """Return the table with exactly the columns and kinds of ``want``; absent columns are null."""
+    arrays = []
+    for name, kind in want.items():
+        if name in table.column_names:
+            arrays.append(_convert(table.column(name), have.get(name, kind), kind))
+        else:
+            arrays.append(pa.nulls(table.num_rows, _ARROW[kind]))
+    return pa.table(arrays, names=list(want))
+
+
+def arrow_type(kind: Kind) -> pa.DataType:
+    """Return the Arrow type in which a kind is stored."""
+    return _ARROW[kind]
+
+
+def json_text(value: object) -> str:
+    """Return compact JSON; NaN and the infinities are written as Python's json does."""
+    return json.dumps(value, default=str)
+
+
+def encodable(text: str) -> str:
+    """Return the text with lone surrogates, which Arrow cannot hold, written as escapes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def _convert(array: pa.ChunkedArray, have: Kind, want: Kind) -> pa.ChunkedArray:
+    if have == want or (have == "json" and want == "mixed"):
+        return array
+    if have == "null":
+        return pa.chunked_array([pa.nulls(len(array), _ARROW[want])])
+    if want == "mixed":
+        texts = [None if v is None else json_text(v) for v in array.to_pylist()]
+        return pa.chunked_array([pa.array(texts, pa.string())])
+    return pc.cast(array, _ARROW[want], safe=False)

@@ -1,0 +1,159 @@
+"""Finds run directories and sweep plans below roots, with the size and time of every source file.
+
+Symbolic links below a root are not followed, so that a link in a run directory leads nowhere.
+Costs one directory listing per directory and one ``lstat`` per source file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rundir.errors import UserError
+from rundir.files import (
+    CHECKPOINT_DIR,
+    HYDRA_DIR,
+    METRICS_FILE,
+    PLAN_FILE,
+    RUN_FILE,
+    STATUS_FILE,
+    SWEEP_DIR,
+)
+
+DEFAULT_ROOTS = ("outputs", "multirun")
+"""Read when no root is named; also the names that run ids begin with wherever a root starts."""
+
+CONFIG_FILE = f"{HYDRA_DIR}/config.yaml"
+OVERRIDES_FILE = f"{HYDRA_DIR}/overrides.yaml"
+
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds; (-1, 0) for what is no regular file."""
+
+_HYDRA_SWEEP_FILE = "multirun.yaml"
+
+
+@dataclass
+class Found:
+    """One run directory."""
+
+    run: str
+    """Path relative to the parent of its root, with slashes: the run's id in the store."""
+    directory: str
+    """Absolute path."""
+    hydra_sweep: str | None
+    """Path of the sweep it lies in, as seen from its place alone."""
+    files: dict[str, Stamp] = field(default_factory=dict)
+    """Sources by name relative to the directory."""
+
+
+@dataclass
+class Discovery:
+    """Everything below the roots."""
+
+    roots: list[str] = field(default_factory=list)
+    """Absolute paths that were walked."""
+    runs: dict[str, Found] = field(default_factory=dict)
+    plans: dict[str, Stamp] = field(default_factory=dict)
+    """Absolute path of each plan.json."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Directory and reason, for what could not be listed."""
+
+
+def default_roots() -> list[Path]:
+    """Return the roots that exist here.
+
+    Raises:
+        UserError: there are none.
+    """
+    roots = [Path(name) for name in DEFAULT_ROOTS if Path(name).is_dir()]
+    if not roots:
+        names = " nor ".join(DEFAULT_ROOTS)
+        raise UserError(f"roots = none; neither {names} exists in {Path.cwd()}; name a directory")
+    return roots
+
+
+def discover(roots: list[Path]) -> Discovery:
+    """Walk the roots.
+
+    Raises:
+        UserError: a root is no directory, or two directories would share a run id.
+    """
+    found = Discovery()
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"root = {root}; must be a directory with run directories below it")
+        top = os.path.realpath(root)
+        if top not in found.roots:
+            found.roots.append(top)
+            _walk(top, _base(top), found)
+    return found
+
+
+def run_id(directory: str) -> str:
+    """Return the id of a run directory below one of the default roots, or its path otherwise."""
+    return _relative(directory, _base(directory))
+
+
+def _base(top: str) -> str:
+    """Return the directory whose parent run ids are relative to: stable when a part is collected."""
+    for path in (Path(top), *Path(top).parents):
+        if path.name in DEFAULT_ROOTS:
+            return str(path)
+    return top
+
+
+def _relative(directory: str, base: str) -> str:
+    return os.path.relpath(directory, os.path.dirname(base)).replace(os.sep, "/")
+
+
+def _walk(top: str, base: str, found: Discovery) -> None:
+    pending: list[tuple[str, str | None]] = [(top, None)]
+    while pending:
+        directory, sweep = pending.pop()
+        try:
+            entries = {entry.name: entry for entry in os.scandir(directory)}
+        except OSError as error:
+            found.unreadable.append((directory, error.strerror or str(error)))
+            continue
+        if SWEEP_DIR in entries or _HYDRA_SWEEP_FILE in entries:
+            sweep = os.path.relpath(directory, base).replace(os.sep, "/")
+        if SWEEP_DIR in entries:
+            plan = os.path.join(directory, SWEEP_DIR, PLAN_FILE)
+            if (stamp := _stamp(plan)) is not None:
+                found.plans[plan] = stamp
+        if {RUN_FILE, STATUS_FILE, HYDRA_DIR} & entries.keys():
+            _add(found, Found(_relative(directory, base), directory, sweep), entries)
+        pending.extend((path, sweep) for path in _subdirectories(entries))
+
+
+def _subdirectories(entries: dict[str, os.DirEntry[str]]) -> Iterator[str]:
+    for name, entry in entries.items():
+        if name[0] != "." and name != CHECKPOINT_DIR and entry.is_dir(follow_symlinks=False):
+            yield entry.path
+
+
+def _add(found: Discovery, run: Found, entries: dict[str, os.DirEntry[str]]) -> None:
+    known = found.runs.get(run.run)
+    if known is not None:
+        if known.directory != run.directory:
+            both = f"{known.directory} and {run.directory}"
+            raise UserError(f"run = {run.run}; names both {both}; collect them into two stores")
+        return
+    names = [name for name in (RUN_FILE, STATUS_FILE, METRICS_FILE) if name in entries]
+    if HYDRA_DIR in entries and entries[HYDRA_DIR].is_dir(follow_symlinks=False):
+        names += [CONFIG_FILE, OVERRIDES_FILE]
+    for name in names:
+        if (stamp := _stamp(f"{run.directory}/{name}")) is not None:
+            run.files[name] = stamp
+    found.runs[run.run] = run
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return (info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else (-1, 0)

@@ -1,0 +1,202 @@
+"""store/manifest.json: which parts are live, what their columns are, what has been read so far."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.columns import Kind
+from analysis.discovery import Stamp
+from rundir.errors import UserError
+
+VERSION = 1
+"""A reader refuses a newer one; a collector that finds an older one reads everything anew."""
+
+MANIFEST_FILE = "manifest.json"
+LOCK_FILE = ".lock"
+PLANNED = -1
+"""Bucket of the rows of runs that have no directory yet."""
+
+
+@dataclass
+class Part:
+    """One Parquet file."""
+
+    file: str
+    """Relative to the store."""
+    rows: int
+    bucket: int
+    """Runs of one bucket share their parts: one of each table, none in two buckets."""
+
+
+@dataclass
+class Source:
+    """One run directory as it was when it was last read."""
+
+    directory: str
+    bucket: int
+    files: dict[str, Stamp]
+    offset: int = 0
+    """First byte of metrics.jsonl that is not in the store."""
+    tail: int = 0
+    """CRC-32 of the bytes before ``offset``."""
+
+
+@dataclass
+class Manifest:
+    """The whole of manifest.json. Tables are named ``runs`` and ``history/<stream>``."""
+
+    generation: int = 0
+    schemas: dict[str, dict[str, Kind]] = field(default_factory=dict)
+    parts: dict[str, list[Part]] = field(default_factory=dict)
+    plans: dict[str, Stamp] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    """By run id."""
+
+
+class StoreUnreadable(UserError):
+    """There is no manifest, or not one that can be used; the message says what to do."""
+
+
+def load(store: Path) -> Manifest:
+    """Read the manifest.
+
+    Raises:
+        StoreUnreadable: there is none, it is damaged, or it is of another version.
+    """
+    path = store / MANIFEST_FILE
+    try:
+        raw = json.loads(path.read_bytes())
+        version = raw["version"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreUnreadable(
+            f"store = {store}; holds no {MANIFEST_FILE}; run: python -m analysis collect"
+        ) from None
+    except OSError as error:
+        raise StoreUnreadable(f"store = {store}; must be readable; {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(store) from None
+    if version != VERSION:
+        raise NewerStore(
+            f"{path}: version = {version!r}; must be {VERSION}; "
+            "collect into another --store, or update optsweep"
+        )
+    try:
+        return _manifest(raw)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise _damaged(store) from None
+
+
+class NewerStore(StoreUnreadable):
+    """Written by another version of optsweep; a collector does not overwrite it."""
+
+
+def _damaged(store: Path) -> StoreUnreadable:
+    return StoreUnreadable(
+        f"store = {store}; its {MANIFEST_FILE} is damaged; run: python -m analysis collect"
+    )
+
+
+def _manifest(raw: dict[str, Any]) -> Manifest:
+    return Manifest(
+        generation=int(raw["generation"]),
+        schemas=raw["schemas"],
+        parts={table: [Part(**p) for p in parts] for table, parts in raw["parts"].items()},
+        plans={path: (size, mtime) for path, (size, mtime) in raw["plans"].items()},
+        sources={run: _source(entry) for run, entry in raw["sources"].items()},
+    )
+
+
+def _source(entry: dict[str, Any]) -> Source:
+    files = {name: (size, mtime) for name, (size, mtime) in entry["files"].items()}
+    return Source(entry["directory"], entry["bucket"], files, entry["offset"], entry["tail"])
+
+
+def save(store: Path, manifest: Manifest) -> None:
+    """Replace the manifest: the step that makes a collect visible."""
+    record = {
+        "version": VERSION,
+        "generation": manifest.generation,
+        "schemas": manifest.schemas,
+        "parts": {table: [vars(p) for p in parts] for table, parts in manifest.parts.items()},
+        "plans": manifest.plans,
+        "sources": {run: vars(source) for run, source in manifest.sources.items()},
+    }
+    replace_durably(store / MANIFEST_FILE, json.dumps(record, separators=(",", ":")).encode())
+
+
+def touch(store: Path) -> None:
+    """Note that the store was compared with the run directories just now."""
+    os.utime(store / MANIFEST_FILE)
+
+
+def age_s(store: Path) -> float:
+    """Return the seconds since the store was last collected.
+
+    Raises:
+        StoreUnreadable: there is no store.
+    """
+    try:
+        return time.time() - (store / MANIFEST_FILE).stat().st_mtime
+    except OSError:
+        load(store)
+        raise
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write to a sibling, fsync, rename: a reader sees the old file or the new one."""
+    sibling = path.with_name(f".{path.name}.new")
+    with sibling.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(sibling, path)
+
+
+@contextmanager
+def locked(store: Path, wait: bool) -> Iterator[None]:
+    """Hold the store against other collectors, creating it if needed.
+
+    Args:
+        store: the store's directory.
+        wait: wait for a collector that is at work, saying so on stderr; else raise.
+
+    Raises:
+        UserError: the store cannot be written, or is held and ``wait`` is false.
+    """
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        handle = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise unwritable(store, error) from None
+    with os.fdopen(handle, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip() or "another collector"
+            if not wait:
+                raise UserError(f"store = {store}; {holder} is collecting into it") from None
+            print(f"waiting for {holder}, which is collecting into {store}", file=sys.stderr)  # noqa: T201
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise unwritable(store, error) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+
+
+def unwritable(store: Path, error: OSError) -> UserError:
+    """Return the error for a store that cannot be written."""
+    return UserError(f"store = {store}; must be a writable directory; {error.strerror or error}")
+
+

@@ -1,0 +1,331 @@
+"""Figures that are fit for a paper: units on the axes, colours that colour-blind readers tell apart.
+
+Figures are made without pyplot, so that nothing global changes and no display is needed. matplotlib
+is imported by the first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.settings import Settings, settings_of
+from analysis.tables import (
+    group_columns,
+    history,
+    load_runs,
+    lr_sensitivity,
+    order,
+    rate_column,
+)
+from rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Palette of Okabe and Ito (2008), without its yellow, which is faint on white."""
+
+UNITS = {
+    "val.loss": "validation loss (nats per token)",
+    "train.loss": "training loss (nats per token)",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "step_time": "time per step (s)",
+    "tokens_per_second": "throughput (tokens per second)",
+    "tokens": "tokens",
+}
+MOST_LABELS = 10
+"""A legend of more runs than this names groups only."""
+
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.solid_capstyle": "round",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+def loss_curves(
+    sweep: str | None = None,
+    stream: str = "val",
+    metric: str = "loss",
+    store: Path | str = "store",
+) -> Figure:
+    """Plot a metric over steps, one line a run, one colour a group of settings.
+
+    Within a group a darker line has a higher learning rate; the best run of each group is thick.
+    A run that diverged ends in a cross at its last finite value.
+
+    Raises:
+        UserError: no store, an unknown sweep, stream or metric, or nothing finite to show.
+    """
+    import matplotlib as mpl
+
+    table = load_runs(sweep, store)
+    curves = history(stream, sweep, metric, store=store)
+    settings = settings_of(table)
+    final = f"final.{stream}.{metric}"
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure()
+        drawn = _draw_runs(axes, table, settings, curves, metric, final)
+        if not drawn:
+            raise UserError(f"metric = {stream}.{metric}; must have finite values; no run has any")
+        axes.set(xlabel="optimizer step", ylabel=_label(f"{stream}.{metric}"))
+        axes.set_xlim(left=0)
+        _limit(axes, curves[metric])
+        _legend(axes, outside=len(drawn) > 6)
+    return figure
+
+
+def lr_sensitivity_plot(
+    sweep: str | None = None, metric: str = "final.val.loss", store: Path | str = "store"
+) -> Figure:
+    """Plot a summary over the learning rate (log), one line a group of settings.
+
+    The bar over a point spans its seeds; the best point of each group is ringed and named. A rate
+    at which every run diverged is a cross on the upper edge.
+
+    Raises:
+        UserError: no store, an unknown sweep or metric, or no learning rate.
+    """
+    import matplotlib as mpl
+
+    points = lr_sensitivity(sweep, metric, store)
+    groups = [name for name in points.columns[: points.columns.get_loc("lr")]]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure()
+        axes.set_xscale("log")
+        labels = [_text(row, groups) for row in points[groups].to_dict("records")]
+        names = list(dict.fromkeys(labels))
+        if points["mean"].notna().sum() == 0:
+            raise UserError(f"metric = {metric}; must have values of completed runs; none has any")
+        for number, name in enumerate(names):
+            rows = points[[label == name for label in labels]]
+            _draw_rates(axes, rows, name or "all runs", number)
+        axes.set(xlabel=UNITS["lr"], ylabel=_label(metric))
+        _limit(axes, points["mean"], loose=True)
+        crossed = points[(points["n"] == 0) & (points["diverged"] > 0)]
+        _mark_diverged(axes, crossed, [names.index(labels[i]) for i in crossed.index])
+        _legend(axes, outside=len(names) > 6)
+    return figure
+
+
+def save_plots(sweep: str | None, out: Path, store: Path | str = "store") -> list[Path]:
+    """Write loss_curves.png and lr_sensitivity.png; a sweep with one learning rate gets no second.
+
+    Raises:
+        UserError: as the plots, or ``out`` cannot be written.
+    """
+    figures = {"loss_curves": loss_curves(sweep, store=store)}
+    if rate_column(load_runs(sweep, store)).nunique() > 1:
+        figures["lr_sensitivity"] = lr_sensitivity_plot(sweep, store=store)
+    paths = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            paths.append(out / f"{name}.png")
+            figure.savefig(paths[-1], dpi=200)
+    except OSError as error:
+        raise UserError(f"out = {out}; must be a writable directory; {error.strerror}") from None
+    return paths
+
+
+def _figure() -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _draw_runs(
+    axes: Axes,
+    table: pd.DataFrame,
+    settings: Settings,
+    curves: pd.DataFrame,
+    metric: str,
+    final: str,
+) -> list[str]:
+    """Draw every run that has a finite value; return their ids."""
+    groups = group_columns(settings)
+    labels = [_text(row, groups) for row in settings.values[groups].to_dict("records")]
+    names = list(dict.fromkeys(labels))
+    rates = _rates(table)
+    lines = {run: rows for run, rows in curves.groupby("run", observed=True) if len(rows)}
+    ranked = _ranked(table, final)
+    winners = {names.index(labels[i]): i for i in reversed(ranked)}
+    named = len(lines) <= MOST_LABELS
+    drawn = []
+    # The thick lines are drawn last, on top of the others; the legend goes from best to worst.
+    for place, i in sorted(enumerate(ranked), key=lambda item: item[1] in winners.values()):
+        rows = lines.get(table["run"].iloc[i])
+        group = names.index(labels[i])
+        if rows is None:
+            continue
+        values = rows[metric].astype("float64").to_numpy()
+        finite = np.isfinite(values)
+        if not finite.any():
+            continue
+        best = winners[group] == i
+        shade = _shade(OKABE_ITO[group % len(OKABE_ITO)], rates, i, labels, labels[i])
+        steps = rows["step"].to_numpy(dtype=float)[finite]
+        label = _run_label(table, settings, i, final) if named or best else None
+        (line,) = axes.plot(
+            steps,
+            values[finite],
+            color=OKABE_ITO[group % len(OKABE_ITO)] if best else shade,
+            linewidth=2.2 if best else 1.0,
+            zorder=3 if best else 2,
+            label=label,
+        )
+        line.set_gid(f"{place:06d}")
+        if bool(table["diverged"].iloc[i]) is True:
+            axes.plot(steps[-1:], values[finite][-1:], "x", color=shade, markersize=6, zorder=4)
+        drawn.append(str(table["run"].iloc[i]))
+    return drawn
+
+
+def _ranked(table: pd.DataFrame, final: str) -> list[int]:
+    """Return positions of runs: completed ones by final value, then the others."""
+    frame = table.assign(position=range(len(table)))
+    if final in frame:
+        frame = order(frame, final, descending=False)
+    good = (frame["state"].isna() | (frame["state"] == "completed").fillna(value=False)).astype(bool)
+    good &= ~frame["diverged"].fillna(value=False).astype(bool)
+    return [*frame[good]["position"].tolist(), *frame[~good]["position"].tolist()]
+
+
+def _run_label(table: pd.DataFrame, settings: Settings, i: int, final: str) -> str:
+    row = settings.values.iloc[i].to_dict()
+    label = _text(row, settings.telling) or str(table["name"].iloc[i])
+    state = table["state"].iloc[i]
+    if bool(table["diverged"].iloc[i]) is True:
+        return f"{label}: diverged"
+    if pd.notna(state) and state != "completed":
+        return f"{label}: {state}"
+    value = table[final].iloc[i] if final in table else pd.NA
+    return label if pd.isna(value) else f"{label}: {value:.3f}"
+
+
+def _rates(table: pd.DataFrame) -> pd.Series | None:
+    try:
+        return rate_column(table).astype("float64").reset_index(drop=True)
+    except (UserError, ValueError, TypeError):
+        return None
+
+
+def _shade(color: str, rates: pd.Series | None, i: int, labels: list[str], label: str) -> Any:
+    """Mix a colour with white: the group's highest rate keeps 85 % of it, the lowest 35 %."""
+    from matplotlib.colors import to_rgb
+
+    share = 0.6
+    if rates is not None:
+        mine = sorted({rates[j] for j, other in enumerate(labels) if other == label})
+        if len(mine) > 1 and rates[i] in mine:
+            share = 0.35 + 0.5 * mine.index(rates[i]) / (len(mine) - 1)
+    return tuple(1 - share * (1 - channel) for channel in to_rgb(color))
+
+
+def _draw_rates(axes: Axes, rows: pd.DataFrame, name: str, number: int) -> None:
+    color = OKABE_ITO[number % len(OKABE_ITO)]
+    marker = "osD^vP*"[number % 7]
+    shown = rows[rows["mean"].notna()]
+    if not len(shown):
+        axes.plot([], [], marker, color=color, label=f"{name}: none completed")
+        return
+    lr, mean = shown["lr"].to_numpy(), shown["mean"].to_numpy()
+    spread = np.array([mean - shown["min"].to_numpy(), shown["max"].to_numpy() - mean])
+    at = int(np.argmin(mean))
+    label = f"{name}: {mean[at]:.3f} at {lr[at]:g}"
+    axes.errorbar(
+        lr,
+        mean,
+        yerr=spread if (spread > 0).any() else None,
+        color=color,
+        marker=marker,
+        markersize=4.5,
+        linewidth=1.6,
+        capsize=2,
+        label=label,
+    )
+    axes.plot(
+        lr[at], mean[at], "o", markersize=11, markerfacecolor="none", color=color, markeredgewidth=1.4
+    )
+
+
+def _mark_diverged(axes: Axes, rows: pd.DataFrame, numbers: Sequence[int]) -> None:
+    """Put a cross on the upper edge at each rate where no run came through."""
+    for number, lr in zip(numbers, rows["lr"], strict=True):
+        axes.plot(
+            lr,
+            0.97,
+            "X",
+            transform=axes.get_xaxis_transform(),
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            markersize=7,
+            markeredgecolor="white",
+        )
+    if len(rows):
+        axes.plot([], [], "X", color="#555555", markersize=6, label="diverged")
+
+
+def _limit(axes: Axes, values: pd.Series, *, loose: bool = False) -> None:
+    """Keep a spike of one run from flattening the others."""
+    numbers = values.astype("float64").to_numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    low, middle = numbers.min(), np.median(numbers)
+    top = min(numbers.max(), middle + (6 if loose else 4) * max(middle - low, 1e-3 * abs(middle), 1e-12))
+    margin = 0.05 * (top - low) or 0.05 * abs(low) or 1.0
+    axes.set_ylim(low - margin, top + (2.5 if loose else 1) * margin)
+
+
+def _legend(axes: Axes, *, outside: bool) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    pairs = sorted(
+        zip(handles, labels, strict=True),
+        key=lambda pair: getattr(pair[0], "get_gid", lambda: "")() or "",
+    )
+    if not pairs:
+        return
+    handles, labels = [h for h, _ in pairs], [name for _, name in pairs]
+    if outside:
+        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axes.legend(handles, labels, loc="best")
+
+
+def _label(metric: str) -> str:
+    """Return the axis label of ``final.val.loss``, ``val.loss`` or ``loss``."""
+    kind, _, rest = metric.partition(".")
+    name = rest if kind in {"final", "best"} else metric
+    text = UNITS.get(name) or UNITS.get(name.rpartition(".")[2]) or name
+    return f"{kind} {text}" if kind in {"final", "best"} else text
+
+
+def _text(row: dict[Any, Any], names: Sequence[str]) -> str:
+    """Return ``muon, wd 0.1``: values, with their names unless the value is a word."""
+    words = []
+    for name in names:
+        value = row[name]
+        if pd.isna(value):
+            continue
+        number = isinstance(value, (bool, int, float))
+        words.append(f"{name.rpartition('.')[2]} {value:g}" if number else str(value))
+    return ", ".join(words)

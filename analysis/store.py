@@ -1,0 +1,136 @@
+"""Parts of the store: how they are written and how they are read.
+
+    runs/part-*.parquet                one row a run
+    history/<stream>/part-*.parquet    one row a run and step
+    problems.parquet                   what was skipped
+    manifest.json                      the only list of live parts; any other file is rubbish
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis import manifest as manifests
+from analysis.columns import Kind, conform
+from analysis.manifest import Manifest, Part, StoreUnreadable
+from analysis.metrics import stream_directory
+from analysis.problems import SCHEMA
+
+ROWS_PER_GROUP = 1 << 17
+PROBLEMS_FILE = "problems.parquet"
+RUNS = "runs"
+
+_TRIES = 5
+
+
+def history_table(stream: str) -> str:
+    """Return the name of a stream's table in the manifest."""
+    return f"history/{stream}"
+
+
+def part_file(table: str, bucket: int, generation: int) -> str:
+    """Return the path, relative to the store, of a part that no collect has used before."""
+    kind, _, stream = table.partition("/")
+    directory = f"{kind}/{stream_directory(stream)}" if stream else kind
+    return f"{directory}/part-{bucket if bucket >= 0 else 'planned'}-{generation}.parquet"
+
+
+def write_part(path: Path, table: pa.Table) -> None:
+    """Write one part durably: a sibling, fsync, rename.
+
+    Text is dictionary-encoded; floats are split by byte, steps stored as differences, and all of
+    it is compressed with zstd. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sibling = path.with_name(f".{path.name}.new")
+    text, encodings = [], {}
+    for field in table.schema:
+        if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type):
+            text.append(field.name)
+        elif pa.types.is_floating(field.type):
+            encodings[field.name] = "BYTE_STREAM_SPLIT"
+        elif pa.types.is_integer(field.type):
+            encodings[field.name] = "DELTA_BINARY_PACKED"
+    with sibling.open("wb") as file:
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            use_dictionary=text,
+            column_encoding=encodings or None,
+            row_group_size=ROWS_PER_GROUP,
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(sibling, path)
+
+
+def read_part(path: Path, columns: Collection[str] | None = None) -> pa.Table:
+    """Read one part, or those of the columns that it has; ``run`` comes as a dictionary."""
+    with pq.ParquetFile(path, read_dictionary=["run"]) as file:
+        names = file.schema_arrow.names
+        return file.read(None if columns is None else [n for n in names if n in columns])
+
+
+def read_table(
+    store: Path,
+    table: str,
+    columns: Collection[str] | None = None,
+    buckets: Collection[int] | None = None,
+) -> pa.Table:
+    """Read the live parts of a table under its whole schema; a column that a part lacks is null.
+
+    Args:
+        store: the store's directory.
+        table: ``runs`` or ``history/<stream>``.
+        columns: those to read; all by default. Unknown ones are an error of the caller.
+        buckets: read only the parts of these.
+
+    Raises:
+        StoreUnreadable: there is no store.
+    """
+    for _ in range(_TRIES):
+        manifest = manifests.load(store)
+        schema = manifest.schemas.get(table, {})
+        wanted = {n: schema[n] for n in (schema if columns is None else columns)}
+        parts = [
+            p for p in manifest.parts.get(table, []) if buckets is None or p.bucket in buckets
+        ]
+        try:
+            return _concatenated(store, parts, wanted)
+        except FileNotFoundError:
+            # A collector replaced the manifest and removed the part in between.
+            continue
+    raise StoreUnreadable(f"store = {store}; parts are missing; delete it and collect again")
+
+
+def read_problems(store: Path) -> pa.Table:
+    """Read what the collector skipped; empty when there is no such table."""
+    try:
+        return pq.ParquetFile(store / PROBLEMS_FILE).read()
+    except FileNotFoundError:
+        return SCHEMA.empty_table()
+
+
+def remove_rubbish(store: Path, manifest: Manifest) -> None:
+    """Delete the parts that the manifest does not list; only the holder of the lock may."""
+    live = {part.file for parts in manifest.parts.values() for part in parts}
+    for path in [*store.glob("runs/*part-*"), *store.glob("history/*/*part-*")]:
+        if path.relative_to(store).as_posix() not in live:
+            path.unlink(missing_ok=True)
+
+
+def _concatenated(store: Path, parts: list[Part], wanted: Mapping[str, Kind]) -> pa.Table:
+    def one(part: Part) -> pa.Table:
+        return conform(read_part(store / part.file, wanted.keys()), wanted, wanted)
+
+    if not parts:
+        return conform(pa.table({}), wanted, wanted)
+    with ThreadPoolExecutor(min(4, len(parts))) as pool:
+        return pa.concat_tables(pool.map(one, parts)).unify_dictionaries()

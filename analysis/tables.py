@@ -1,0 +1,387 @@
+"""The store as pandas tables.
+
+Every function reads Parquet and nothing else; none needs torch or Hydra. Numbers come as Arrow-backed
+columns (``double[pyarrow]``, …), which keep two things apart that numpy confuses: NaN is a value that
+was logged as not finite, ``<NA>`` one that was never logged.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis import manifest as manifests
+from analysis.metrics import KEYS
+from analysis.runrecord import FIXED
+from analysis.settings import CONFIG, Settings, settings_of
+from analysis.store import RUNS, history_table, read_table
+from analysis.summary import higher_is_better
+from rundir.errors import UserError, unknown
+
+_REPLICATE = ("seed", "replicate")
+_RATES = ("lr", "learning_rate")
+_ALWAYS = ("run", "sweep", "index", "name")
+_PROVENANCE = ("git_sha", "git_diff_sha256", "python")
+_LEFT_OUT = frozenset(
+    "directory signature task threads gpus overrides packages config_json created_at started_at "
+    "ended_at exit_code git_sha git_dirty git_diff_sha256 python rerun_of host job".split()
+)
+
+
+def runs(
+    sweep: str | None = None, store: Path | str = "store", all_columns: bool = False
+) -> pd.DataFrame:
+    """Return one row a run, also for runs that failed or have not started, sorted by run.
+
+    By default a config value is a column only if it varies among the rows, under its shortest
+    unambiguous name (``lr``); with ``all_columns`` every column has its full name
+    (``config.optimizer.optimizer_params.lr``) and none is left out.
+
+    Columns:
+        run: text, path of the run directory from its root: the key of every table.
+        sweep, index, name, signature, task: text, and the run's int64 number in its sweep.
+        state: text: planned, pending, running, completed, failed, diverged, preempted, timeout,
+            out_of_memory, node_fail, cancelled, lost; null for outputs that optsweep did not write.
+        reason: text, why the run is in a bad state.
+        diverged: bool, the state says so or the last loss is not finite.
+        attempt, attempts, steps, total_steps, exit_code, threads: int64.
+        duration_s: double, seconds that the last attempt took.
+        tokens_per_second: double, median over the steps of the train stream.
+        created_at, started_at, ended_at: double, Unix seconds.
+        host, job, python, git_sha, git_diff_sha256, rerun_of, directory: text; git_dirty: bool.
+        overrides, gpus, packages, config_json: JSON text; config_json is the whole config.
+        final.<stream>.<metric>: last value logged, in the metric's unit; NaN where it diverged.
+        best.<stream>.<metric>: lowest finite value (highest for accuracies and their like).
+        best_step.<stream>.<metric>: int64, the first step that has it.
+
+    Args:
+        sweep: name of a sweep, or the path of its directory; every run by default.
+        store: directory of the store.
+        all_columns: see above.
+
+    Raises:
+        UserError: no store, an empty one, or an unknown sweep.
+    """
+    table = load_runs(sweep, store)
+    if all_columns:
+        return table
+    return with_settings(table, settings_of(table))
+
+
+def history(
+    stream: str = "train",
+    sweep: str | None = None,
+    metrics: str | Sequence[str] | None = None,
+    runs: Collection[str] | None = None,
+    store: Path | str = "store",
+) -> pd.DataFrame:
+    """Return one row a run and step of one stream, grouped by run, steps ascending.
+
+    Columns:
+        run: category of the ids in :func:`runs`, to merge on.
+        step: int64, optimizer steps done.
+        t: double, Unix seconds at which it was logged.
+        attempt: int64, the attempt that logged it.
+        then the metrics, mostly double; NaN where not finite, null where not logged.
+
+    Args:
+        stream: ``train``, ``val`` or what else a task logs to.
+        sweep: name of a sweep, or the path of its directory; every run by default.
+        metrics: those to read, without t and attempt; all columns by default. Reading one metric
+            costs about 10 ns a row.
+        runs: ids of the runs to read; all by default.
+        store: directory of the store.
+
+    Raises:
+        UserError: no store, or an unknown sweep, stream, metric or run.
+    """
+    store = Path(store)
+    manifest = manifests.load(store)
+    streams = [name.partition("/")[2] for name in manifest.schemas if name != RUNS]
+    table = history_table(stream)
+    if table not in manifest.schemas:
+        raise unknown("stream", stream, streams)
+    columns = _history_columns(list(manifest.schemas[table]), metrics, stream)
+    chosen = None if runs is None else set(runs)
+    if sweep is not None:
+        members = set(load_runs(sweep, store)["run"])
+        chosen = members if chosen is None else chosen & members
+    if chosen is None:
+        return _frame(read_table(store, table, columns))
+    sources = {run: manifest.sources[run] for run in chosen if run in manifest.sources}
+    data = read_table(store, table, columns, {source.bucket for source in sources.values()})
+    mask = pc.is_in(data.column("run").cast(pa.string()), pa.array(sorted(chosen), pa.string()))
+    frame = _frame(data.filter(mask))
+    frame["run"] = frame["run"].cat.remove_unused_categories()
+    return frame
+
+
+def best(
+    by: str = "val.loss",
+    sweep: str | None = None,
+    per: str | None = None,
+    store: Path | str = "store",
+) -> pd.DataFrame:
+    """Return the runs table sorted by their best value of a metric, runs without one last.
+
+    Args:
+        by: ``<stream>.<metric>``. Lower is better, except for accuracies, throughput and the like.
+        sweep: name of a sweep, or the path of its directory; every run by default.
+        per: a column, e.g. ``optimizer``: only the best run for each of its values.
+        store: directory of the store.
+
+    Raises:
+        UserError: no store, or an unknown sweep, metric or column.
+    """
+    table = runs(sweep, store)
+    legal = [name[len("best.") :] for name in table.columns if name.startswith("best.")]
+    if by not in legal:
+        raise unknown("metric", by, legal)
+    ordered = order(table, f"best.{by}")
+    if per is None:
+        return ordered
+    return ordered.drop_duplicates(find_column(per, ordered)).reset_index(drop=True)
+
+
+def diff(run_a: str, run_b: str, store: Path | str = "store") -> pd.DataFrame:
+    """Return what differs between two runs: config values, commit, Python and package versions.
+
+    Columns ``a`` and ``b`` hold JSON text, null where a run lacks the key; the index is the dotted
+    key. ``attrs["runs"]`` holds the two run ids.
+
+    Args:
+        run_a: run id, run directory, name, or the unambiguous end of one.
+        run_b: the other.
+        store: directory of the store.
+
+    Raises:
+        UserError: no store, an unknown run, or a name of several.
+    """
+    table = load_runs(None, store)
+    rows = [find_run(run, table) for run in (run_a, run_b)]
+    flat = [_facts(row) for row in rows]
+    keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
+    values = {side: [f.get(k) for k in keys] for side, f in zip("ab", flat, strict=True)}
+    frame = pd.DataFrame(values, pd.Index(keys, name="key", dtype="object"), dtype="string[pyarrow]")
+    frame.attrs["runs"] = tuple(str(row["run"]) for row in rows)
+    return frame
+
+
+def lr_sensitivity(
+    sweep: str | None = None, metric: str = "final.val.loss", store: Path | str = "store"
+) -> pd.DataFrame:
+    """Return how a summary depends on the learning rate, one row a group of settings and rate.
+
+    Columns:
+        the settings that tell groups apart, e.g. optimizer; seeds are averaged over.
+        lr: double.
+        n: int64, runs that completed and did not diverge.
+        mean, std, min, max: double, over those; null without any, std null for one.
+        diverged: int64, runs that diverged.
+        other: int64, runs that failed, are not finished, or lack the metric.
+
+    Args:
+        sweep: name of a sweep, or the path of its directory; every run by default.
+        metric: a summary column of :func:`runs`.
+        store: directory of the store.
+
+    Raises:
+        UserError: no store, an unknown sweep or metric, or runs without a learning rate.
+    """
+    table = load_runs(sweep, store)
+    settings = settings_of(table)
+    metric = find_column(metric, with_settings(table, settings))
+    rate = rate_column(table)
+    groups = group_columns(settings)
+    frame = settings.values[groups].assign(lr=_floats(rate))
+    ended = table["diverged"].fillna(value=False).astype(bool)
+    values = pd.to_numeric(_floats(table[metric]) if metric in table else settings.values[metric])
+    finished = table["state"].isna() | (table["state"] == "completed").fillna(value=False)
+    usable = finished.astype(bool) & values.notna() & ~ended & (values.abs() != float("inf"))
+    frame = frame.assign(
+        value=values.where(usable), n=usable, diverged=ended, other=~usable & ~ended
+    )
+    frame = frame[frame["lr"].notna()]
+    grouped = frame.groupby([*groups, "lr"], dropna=False, sort=True, observed=True)
+    result = grouped.agg(
+        n=("n", "sum"),
+        mean=("value", "mean"),
+        std=("value", "std"),
+        min=("value", "min"),
+        max=("value", "max"),
+        diverged=("diverged", "sum"),
+        other=("other", "sum"),
+    )
+    return result.reset_index()
+
+
+def load_runs(sweep: str | None, store: Path | str) -> pd.DataFrame:
+    """Return the runs table with every column, of one sweep or of all.
+
+    Raises:
+        UserError: no store, an empty one, or an unknown sweep.
+    """
+    table = read_table(Path(store), RUNS)
+    if table.num_rows == 0:
+        raise UserError(f"store = {store}; holds no runs; run: python -m analysis collect")
+    table = table.set_column(0, "run", table.column("run").cast(pa.string()))
+    frame = _frame(table.sort_by("run"))
+    if sweep is None:
+        return frame
+    known = frame["sweep"].dropna().unique().tolist()
+    return frame[frame["sweep"] == resolve_sweep(sweep, known)].reset_index(drop=True)
+
+
+def resolve_sweep(sweep: str, known: Collection[str]) -> str:
+    """Return the name of the sweep that a name or a path like ``multirun/NAME/`` means.
+
+    Raises:
+        UserError: the store has no such sweep.
+    """
+    path = os.path.normpath(sweep)
+    for name in (sweep, path, path.partition("multirun/")[2], os.path.basename(path)):
+        if name in known:
+            return name
+    raise unknown("sweep", sweep, known)
+
+
+def find_column(name: str, table: pd.DataFrame) -> str:
+    """Return the column that a full, short or partly dotted name means.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    columns = list(table.columns)
+    if name in columns:
+        return name
+    ends = [column for column in columns if column.endswith(f".{name}")]
+    if len(ends) == 1:
+        return str(ends[0])
+    finals = [column for column in ends if column == f"final.{name}"]
+    if finals:
+        return str(finals[0])
+    if ends:
+        raise UserError(f"column = {name}; must be one of: {', '.join(sorted(ends))}")
+    raise unknown("column", name, columns)
+
+
+def find_run(text: str, table: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of the run that an id, a directory, a name or the end of an id means.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    ids = table["run"].astype(str)
+    path = os.path.normpath(text)
+    tests = (
+        ids == path,
+        table["directory"] == os.path.realpath(text),
+        (table["name"] == text).fillna(value=False),
+        ids.str.endswith(f"/{path}"),
+    )
+    for test in tests:
+        rows = table[test.astype(bool)]
+        if len(rows) == 1:
+            return dict(rows.iloc[0])
+        if len(rows) > 1:
+            some = ", ".join(rows["run"].iloc[:3])
+            raise UserError(f"run = {text}; is the name of {len(rows)} runs: {some}; name one")
+    names = [*ids, *table["name"].dropna()]
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.3)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"run = {text}; is none of the {len(table)} runs in the store{hint}")
+
+
+def with_settings(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Return the runs table with settings in place of config columns, as :func:`runs` does."""
+    summaries = [n for n in table.columns if n.startswith(("final.", "best.", "best_step."))]
+    rest = [n for n in FIXED if n not in _ALWAYS and n not in _LEFT_OUT]
+    pieces = [table[list(_ALWAYS)], settings.values, table[[*rest, *sorted(summaries)]]]
+    return pd.concat(pieces, axis=1)
+
+
+def order(table: pd.DataFrame, by: str, *, descending: bool | None = None) -> pd.DataFrame:
+    """Sort by a column, best first; NaN comes after every number, null after NaN."""
+    key = table[by]
+    down = higher_is_better(by) if descending is None else descending
+    if pd.api.types.is_numeric_dtype(key):
+        key = _floats(key)
+        down = down and by.startswith(("final.", "best.")) if descending is None else down
+    values = key.astype(object).where(key.notna(), None)
+    absent = table[by].isna()
+    numbers = pd.Series(values, index=table.index)
+    known = numbers[numbers.notna()].sort_values(ascending=not down, kind="stable").index
+    broken = table.index[~absent & numbers.isna()]
+    return table.loc[[*known, *broken, *table.index[absent]]].reset_index(drop=True)
+
+
+def rate_column(table: pd.DataFrame) -> pd.Series:
+    """Return the learning rate of each run: the config value called ``lr``.
+
+    Raises:
+        UserError: no run has one.
+    """
+    paths = [n for n in table.columns if n.startswith(CONFIG) and n.rsplit(".", 1)[-1] in _RATES]
+    if not paths:
+        raise UserError("column = lr; must be in the config of the runs; it is in none")
+    varying = [name for name in paths if table[name].nunique() > 1]
+    return table[(varying or paths)[0]].rename("lr")
+
+
+def group_columns(settings: Settings) -> list[str]:
+    """Return the telling settings that are neither learning rate nor seed: what a curve is for."""
+    skipped = {*_RATES, *_REPLICATE}
+    return [name for name in settings.telling if name.rsplit(".", 1)[-1] not in skipped]
+
+
+def _history_columns(
+    known: list[str], metrics: str | Sequence[str] | None, stream: str
+) -> list[str]:
+    if metrics is None:
+        return known
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    for name in names:
+        if name not in known:
+            raise unknown("metric", name, [n for n in known if n not in KEYS], f"stream {stream}")
+    return list(dict.fromkeys(["run", "step", *names]))
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_pandas_type)
+    return frame
+
+
+def _pandas_type(kind: pa.DataType) -> pd.ArrowDtype | None:
+    return None if pa.types.is_dictionary(kind) else pd.ArrowDtype(kind)
+
+
+def _floats(column: pd.Series) -> pd.Series:
+    return column.astype("double[pyarrow]").astype("float64")
+
+
+def _facts(row: dict[str, Any]) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if isinstance(row["config_json"], str):
+        _flatten(json.loads(row["config_json"]), "", facts)
+    for name in _PROVENANCE:
+        if isinstance(row[name], str):
+            facts[name] = json.dumps(row[name])
+    if isinstance(row["packages"], str):
+        _flatten(json.loads(row["packages"]), "packages.", facts)
+    return facts
+
+
+def _flatten(node: dict[str, Any], prefix: str, into: dict[str, str]) -> None:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            _flatten(value, f"{prefix}{key}.", into)
+        else:
+            into[f"{prefix}{key}"] = json.dumps(value)
