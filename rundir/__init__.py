@@ -1,4 +1,4 @@
-"""The run directory: the one thing that sweeps, trainer and analysis share. Standard library only."""
+"""The run directory: all that sweeps, trainer and analysis share. Standard library only."""
 
 from rundir.errors import ClusterError, Diverged, OptsweepError, Preempted, UserError, unknown
 from rundir.files import DONE, ENDED, State, Status, read_json, read_status, write_json

@@ -1,11 +1,11 @@
 """Names and schemas of the files in a run directory: what sweeps, trainer and analysis agree on.
 
-    .hydra/{config,overrides,hydra}.yaml   the configuration, in Hydra's own format
-    run.json        what the run is: resolved config, signature, provenance, one record per attempt
-    status.json     where it stands; replaced atomically
-    metrics.jsonl   what it measured; append-only
-    checkpoints/    what it resumes from
-    train.log       what it printed
+.hydra/{config,overrides,hydra}.yaml   the configuration, in Hydra's own format
+run.json        what the run is: resolved config, signature, provenance, one record per attempt
+status.json     where it stands; replaced atomically
+metrics.jsonl   what it measured; append-only
+checkpoints/    what it resumes from
+train.log       what it printed
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def read_status(run_dir: Path) -> Status | None:
         return None
     known = {field.name for field in fields(Status)}
     try:
-        return Status(**{k: v for k, v in raw.items() if k in known} | {"state": State(raw["state"])})
+        return Status(
+            **{k: v for k, v in raw.items() if k in known} | {"state": State(raw["state"])}
+        )
     except (KeyError, ValueError, TypeError):
         return None
 

@@ -1,0 +1,8 @@
+"""Sweeps: what turns definitions into jobs, carries them out, and follows them.
+
+The ``*.yaml`` beside this file are sweep definitions; ``python launch.py sweep=NAME`` launches one.
+"""
+
+from sweeps.entry import compose, explain, run_composed
+
+__all__ = ["compose", "explain", "run_composed"]

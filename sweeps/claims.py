@@ -1,0 +1,81 @@
+"""Claims: at most one process works on a run, and the one that does is known.
+
+Attempt ``k`` at a run is claimed by creating ``<name>.<k>`` with its owner inside, in one atomic
+step (a hard link, which is atomic on NFS too). A dead owner's run is taken over by creating
+``<name>.<k+1>``: of several takers one wins, and no file is ever moved or removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from rundir import read_json
+from sweeps.owners import Owner
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The latest claim of one run."""
+
+    attempt: int
+    owner: Owner
+
+
+def claim(directory: Path, name: str, attempt: int, owner: Owner) -> bool:
+    """Try to claim an attempt; False if somebody else already has.
+
+    Args:
+        directory: where the claims lie; created if needed.
+        name: the run's name among them.
+        attempt: counted from 1.
+        owner: recorded in the claim.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=directory, prefix=".", suffix=".new") as file:
+        json.dump(owner.as_dict(), file)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(file.name, directory / f"{name}.{attempt}")
+        except FileExistsError:
+            return False
+    return True
+
+
+def latest(directory: Path, name: str) -> Claim | None:
+    """Return the claim of the highest attempt; None if the run was never claimed."""
+    attempts = [k for found, k in _listed(directory) if found == name]
+    return _read(directory, name, max(attempts)) if attempts else None
+
+
+def all_latest(directory: Path) -> dict[str, Claim]:
+    """Return the latest claim of every run, by name, from one listing of the directory."""
+    highest: dict[str, int] = {}
+    for name, attempt in _listed(directory):
+        highest[name] = max(attempt, highest.get(name, 0))
+    return {name: _read(directory, name, attempt) for name, attempt in highest.items()}
+
+
+def _listed(directory: Path) -> Iterator[tuple[str, int]]:
+    try:
+        entries = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        match = re.fullmatch(r"(.+)\.(\d+)", entry)
+        if match:
+            yield match[1], int(match[2])
+
+
+def _read(directory: Path, name: str, attempt: int) -> Claim:
+    record = read_json(directory / f"{name}.{attempt}") or {}
+    fields = {
+        key: record.get(key) for key in ("host", "boot", "pid", "started", "job", "submission")
+    }
+    return Claim(attempt, Owner(**fields))  # type: ignore[arg-type]

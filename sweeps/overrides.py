@@ -1,0 +1,65 @@
+"""Values and points as Hydra override strings, quoted so that they arrive unchanged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from rundir import UserError
+
+_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./+-]*")
+_SPOKEN_FOR = frozenset({"true", "false", "yes", "no", "on", "off", "null", "none", "nan", "inf"})
+
+
+def override(key: str, value: object) -> str:
+    """Return ``key=value`` such that Hydra parses back exactly ``value``."""
+    return f"{key}={literal(value)}"
+
+
+def literal(value: object) -> str:
+    """Return ``value`` in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_quoted(str(k))}:{literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(literal(item) for item in value) + "]"
+    return _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    if _BARE.fullmatch(text) and text.lower() not in _SPOKEN_FOR:
+        return text
+    # Inside quotes the grammar unescapes a backslash only in front of a quote or at the end.
+    escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
+    escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
+    return f"'{escaped}'"
+
+
+@lru_cache(maxsize=65536)
+def parse(text: str) -> Override:
+    """Parse one override. Cost: about 0.3 ms, once for each distinct text.
+
+    Raises:
+        UserError: the text does not follow Hydra's grammar.
+    """
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"override {text!r} can't be read: {said}") from None
+
+
+def shown(point: Mapping[str, Any]) -> str:
+    """Return a point for a message: ``lr=0.001, optimizer=muon``."""
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())

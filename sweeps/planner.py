@@ -1,0 +1,140 @@
+"""Hydra's sweeper for ``-m`` and ``sweep=NAME``: expand, check, plan, submit, and let go."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from rundir import UserError, unknown
+from sweeps import definition, launchers, submission
+from sweeps.clusters import cluster
+from sweeps.composition import Composer
+from sweeps.definition import Point
+from sweeps.overrides import parse
+from sweeps.plan import Plan, extend
+
+
+class Planner(Sweeper):
+    """Plans the sweep and hands it to the launcher that ``cluster=…`` chose."""
+
+    config: DictConfig
+    hydra_context: HydraContext
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        """Take ``hydra.sweeper.params``: key → values in Hydra's sweep syntax."""
+        self.params = dict(params or {})
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra."""
+        self.config = config
+        self.hydra_context = hydra_context
+        _refuse_launcher_settings(config)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Plan and submit. Ends the process with an exit code other than 0 if a run failed."""
+        launcher = self.launcher
+        if not isinstance(launcher, (launchers.LocalLauncher, launchers.SlurmLauncher)):
+            raise UserError(
+                "hydra/launcher is chosen by cluster=…; to use another one add hydra/sweeper=basic"
+            )
+        asked = cluster(launcher.cluster_type, _node(self.config, "cluster"))
+        points, fixed = self._expand(arguments)
+        name = sweep_name(self.config)
+        root = Path(str(OmegaConf.select(self.config, "paths.multirun") or "multirun")) / name
+        plan = Plan.read(root) or Plan(name, root, str(Path.cwd()))
+        composer = Composer(
+            self.hydra_context.config_loader,
+            str(self.config.hydra.job.config_name),
+            list(self.config.hydra.overrides.hydra),
+        )
+        indices = extend(plan, composer, points, fixed)
+        if OmegaConf.select(self.config, "dry_run"):
+            submission.show(plan, indices, launcher, asked)
+            return
+        code = submission.launch(plan, indices, launcher, asked)
+        if code:
+            sys.exit(code)
+
+    def _expand(self, arguments: Sequence[str]) -> tuple[list[Point], list[str]]:
+        """Return the points to run and the overrides that all of them share.
+
+        A key given on the command line replaces what the definition says about it.
+        """
+        given = self._parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        fixed = [o.input_line for o in given.values() if not o.is_sweep_override()]
+        axes = [_axis(key, o) for key, o in given.items() if o.is_sweep_override()]
+        node = _node(self.config, "sweep")
+        defined = definition.points(node) if node else [{}]
+        kept = [{k: v for k, v in point.items() if k not in given} for point in defined]
+        if any(key in given for point in defined for key in point):
+            kept = [point for i, point in enumerate(kept) if point not in kept[:i]]
+        points = [
+            {**point, **{k: v for part in parts for k, v in part.items()}}
+            for point in kept
+            for parts in itertools.product(*axes)
+        ]
+        return points, [str(line) for line in fixed]
+
+    def _parse(self, texts: Sequence[str]) -> dict[str, Override]:
+        """Parse overrides; of two for one key the later counts, as in Hydra's own sweeper."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        try:
+            return {o.get_key_element(): o for o in parser.parse_overrides(list(texts))}
+        except HydraException as error:
+            raise UserError(" ".join(str(error).split())) from None
+
+
+def _axis(key: str, override: Override) -> list[Point]:
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval needs a sampler; list the values, "
+            "or choose a sampling sweeper with hydra/sweeper=…"
+        )
+    return [{key: parse(f"{key}={text}").value()} for text in override.sweep_string_iterator()]
+
+
+def sweep_name(config: DictConfig) -> str:
+    """Return the sweep's name: its definition's, ``paths.sweep``, or the time of the launch."""
+    chosen = OmegaConf.select(config, "hydra.runtime.choices.sweep")
+    given = OmegaConf.select(config, "sweep.name") or OmegaConf.select(config, "paths.sweep")
+    name = str(given or chosen or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if "/" in name or name.startswith(".") or not name.isprintable():
+        raise UserError(f"sweep name {name!r} must be a plain directory name")
+    return name
+
+
+def _node(config: DictConfig, key: str) -> dict[str, Any]:
+    node = OmegaConf.select(config, key)
+    plain = OmegaConf.to_container(node, resolve=True) if node is not None else {}
+    if not isinstance(plain, dict):
+        raise UserError(f"{key} = {plain!r}; must be a mapping")
+    return {str(k): v for k, v in plain.items()}
+
+
+def _refuse_launcher_settings(config: DictConfig) -> None:
+    """Say where settings of hydra.launcher go; they would silently count for nothing here."""
+    for text in config.hydra.overrides.hydra:
+        key = str(text).lstrip("+~").partition("=")[0]
+        if key.startswith("hydra.launcher."):
+            field = key.removeprefix("hydra.launcher.")
+            legal = [str(name) for name in _node(config, "cluster")]
+            if field in legal:
+                raise UserError(f"{key} has no effect here; write cluster.{field}=…")
+            raise unknown("key", field, legal, "cluster")

@@ -1,0 +1,96 @@
+"""One run, here, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rundir import DONE, ENDED, State, UserError, read_status
+from rundir.files import LOG_FILE
+from sweeps import claims, display, identity, provenance, tasks
+from sweeps.composition import Composed
+from sweeps.execution import Job, execute
+from sweeps.overrides import parse
+from sweeps.owners import myself
+from sweeps.plan import place
+
+CLAIM = ".claim"
+"""Claims of a run outside sweeps lie in its own directory as ``.claim.<attempt>``."""
+
+
+def run_one(composed: Composed, *, dry_run: bool = False, directory: Path | None = None) -> int:
+    """Check and carry out one run; return its exit code.
+
+    The same config launched again finds its directory by signature: complete, it is left as it is;
+    alive, it is left alone; interrupted, it is resumed.
+
+    Args:
+        composed: the run's configuration.
+        dry_run: only say what would happen.
+        directory: overrides the directory that the config gives.
+    """
+    tasks.check(composed.resolved)
+    job = job_of(composed, directory)
+    if dry_run:
+        display.out.print(f"{_plight(job)[1]}: {job.directory}", markup=False)
+        display.err.print("dry run: nothing was started or written")
+        return 0
+    return carry_out(job, threads=None)
+
+
+def job_of(composed: Composed, directory: Path | None = None, **more: Any) -> Job:
+    """Return the job of a run outside any sweep."""
+    signed = identity.signature(composed.resolved)
+    name, relative = place(composed.resolved, _varying(composed), signed)
+    outputs = (composed.resolved.get("paths") or {}).get("outputs") or "outputs"
+    where = directory or Path(outputs) / relative
+    return Job(composed, where, name, signed, git=provenance.git_state(), **more)
+
+
+def carry_out(job: Job, threads: int | None) -> int:
+    """Claim and execute a job in the foreground; return the exit code."""
+    attempt, plight = _plight(job)
+    if attempt is None:
+        display.err.print(f"{plight}: {job.directory}", markup=False)
+        return 0
+    try:
+        job.directory.mkdir(parents=True, exist_ok=True)
+        won = claims.claim(job.directory, CLAIM, attempt, myself())
+    except OSError as error:
+        raise UserError(f"can't write {job.directory}: {error.strerror}") from None
+    if not won:
+        raise UserError(f"{job.directory} was claimed by another process just now")
+    display.err.print(f"{plight}: {job.directory}", markup=False)
+    status = execute(job, attempt, threads, on_progress=display.OneRun(job.name))
+    if status.state is not State.COMPLETED:
+        display.err.print(
+            f"{status.state}: {status.reason}; see {job.directory / LOG_FILE}", markup=False
+        )
+    return status.exit_code or 0
+
+
+def _plight(job: Job) -> tuple[int | None, str]:
+    """Return the attempt to make, None for none, and what to say of the run's directory."""
+    last = claims.latest(job.directory, CLAIM)
+    if last is None:
+        return 1, "new run"
+    status = read_status(job.directory)
+    if status is not None and status.attempt == last.attempt and status.state in ENDED:
+        if status.state in DONE:
+            return None, f"already {status.state}"
+        return last.attempt + 1, f"resuming ({status.state}: {status.reason})"
+    if last.owner.is_alive(None):
+        return None, f"running already, as process {last.owner.pid} on {last.owner.host}"
+    return last.attempt + 1, "resuming (its process is gone)"
+
+
+def _varying(composed: Composed) -> dict[str, Any]:
+    """Return what the user changed, for the run's name."""
+    changed = {}
+    for text in composed.overrides:
+        override = parse(text)
+        if override.value_type is not None and text not in composed.groups:
+            key = override.key_or_group
+            if key.split(".")[0] not in identity.ENGINE_KEYS | identity.UNSIGNED_KEYS:
+                changed[key] = override.value()
+    return changed

@@ -1,0 +1,50 @@
+"""The functions that a config names: ``task`` does a run's work, ``check`` looks at its config.
+
+    task:  package.module.function(config: dict, run: rundir.Run) -> None
+    check: package.module.function(config: dict) -> None, raises rundir.UserError; optional
+
+``check`` is called at launch, on the login node, for every run; it must not import heavy packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rundir import UserError
+from sweeps.identity import task_config
+
+
+def load(dotted: object, key: str) -> Callable[..., Any]:
+    """Import the function with this dotted name.
+
+    Args:
+        dotted: ``package.module.function``.
+        key: the config key that names it, for messages.
+    """
+    if not isinstance(dotted, str) or "." not in dotted:
+        raise UserError(
+            f"{key} = {dotted!r}; must be a dotted name such as package.module.function"
+        )
+    module_name, _, name = dotted.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{key} = {dotted}; there is no module {error.name}") from None
+    except AttributeError:
+        raise UserError(f"{key} = {dotted}; module {module_name} has no {name}") from None
+    if not callable(function):
+        raise UserError(f"{key} = {dotted}; must be a function, is a {type(function).__name__}")
+    checked: Callable[..., Any] = function
+    return checked
+
+
+def check(resolved: Mapping[str, Any]) -> None:
+    """Let the task look at a run's config before anything is submitted or written.
+
+    Raises:
+        UserError: what the task's check says.
+    """
+    if resolved.get("check") is not None:
+        load(resolved["check"], "check")(task_config(resolved))
