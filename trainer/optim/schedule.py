@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from rundir.errors import nearest
 from trainer.fields import IllegalValue
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 WSD_DECAY_FRACTION = 0.2
 """Part of the run over which ``wsd`` decays, unless the name gives another, as in ``wsd_0.1``."""

@@ -1,0 +1,52 @@
+"""The one place that decides between Triton and torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.fields import require
+
+Backend = Literal["torch", "triton"]
+
+
+def choose_backend(
+    wanted: Literal["auto", "torch", "triton"], tensors: Iterable[Tensor]
+) -> Backend:
+    """Return ``wanted``, or for ``auto`` the faster one that can work on these tensors.
+
+    Triton needs its package, fp32 tensors, and a CUDA device or its interpreter
+    (``TRITON_INTERPRET=1``), which ``auto`` never takes: it is there for tests.
+
+    Raises:
+        UserError: ``triton`` is wanted and cannot work.
+    """
+    if wanted == "torch":
+        return "torch"
+    everything = list(tensors)
+    obstacle = _obstacle(everything)
+    if wanted == "auto":
+        on_device = all(tensor.device.type == "cuda" for tensor in everything)
+        return "triton" if obstacle is None and on_device else "torch"
+    require(obstacle is None, "backend", wanted, f"auto or torch: {obstacle}")
+    return "triton"
+
+
+def _obstacle(tensors: list[Tensor]) -> str | None:
+    """Say why Triton cannot work on these tensors; None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed here; it comes with the extra optsweep[triton]"
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        return f"the weights lie on several devices: {', '.join(sorted(map(str, devices)))}"
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    if not interpreted and any(device.type != "cuda" for device in devices):
+        return f"the weights lie on {next(iter(devices))}, and Triton needs a CUDA device"
+    if any(tensor.dtype != torch.float32 for tensor in tensors):
+        return "the kernel works on fp32 weights only"
+    return None

@@ -1,0 +1,41 @@
+"""From parameters to an optimizer: which class builds what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.optim import params as p
+from trainer.optim.dap import build_dap
+from trainer.optim.euclidean import build_adam, build_momentum, build_nadam, build_sgd
+from trainer.optim.noneuclidean import build_spectral
+
+_BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
+    p.SgdParams: build_sgd,
+    p.MomentumParams: build_momentum,
+    p.AdamParams: build_adam,
+    p.NAdamParams: build_nadam,
+    p.ScionParams: build_spectral,
+    p.MuonParams: build_spectral,
+    p.DapParams: build_dap,
+    p.DapAcceleratedParams: build_dap,
+}
+
+
+def build_optimizer(model: nn.Module, params: p.OptimizerParams) -> torch.optim.Optimizer:
+    """Build the optimizer of a model's trainable parameters.
+
+    Each group has ``initial_lr``; a schedule sets ``lr`` to it times
+    :func:`trainer.optim.lr_factor` before a step. Build it once the model is on its device. DAP
+    registers hooks on the model's linear layers.
+
+    Raises:
+        UserError: the backend that ``params`` asks for cannot work here.
+    """
+    optimizer = _BUILDERS[type(params)](model, params)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
