@@ -92,7 +92,8 @@ def _read_new(
         if stamp is None or stamp[0] < 0:
             built.restarted.add(found.run)
             if stamp is not None:
-                raise OSError(0, "no regular file")
+                detail = "no regular file"
+                built.problems.append(Problem(found.run, METRICS_FILE, None, "unreadable", detail))
             return {}
         if source is not None and _grown(path, source, stamp):
             new.offset, new.tail = source.offset, source.tail
@@ -105,9 +106,8 @@ def _read_new(
     except OSError as error:
         detail = error.strerror or str(error)
         built.problems.append(Problem(found.run, METRICS_FILE, None, "unreadable", detail))
-        if error.errno:
-            # Without its stamp the file counts as changed, and is tried again next time.
-            new.files = {k: v for k, v in new.files.items() if k != METRICS_FILE}
+        # Without its stamp the file counts as changed, and is tried again next time.
+        new.files = {k: v for k, v in new.files.items() if k != METRICS_FILE}
         return {}
     built.problems += reading.problems
     torn = stamp[0] - reading.offset

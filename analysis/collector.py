@@ -18,7 +18,7 @@ from analysis import manifest as manifests
 from analysis.bucket import Built, Job, build, runs_table
 from analysis.columns import Kind, conform, join_schemas
 from analysis.discovery import DEFAULT_ROOTS, Discovery, Found, default_roots, discover, run_id
-from analysis.manifest import PLANNED, Manifest, NewerStore, Part, Source, StoreUnreadable
+from analysis.manifest import PLANNED, Manifest, NewerStoreError, Part, Source, StoreError
 from analysis.problems import SCHEMA, Problem
 from analysis.runrecord import planned_row, read_plan
 from analysis.store import (
@@ -31,7 +31,7 @@ from analysis.store import (
     write_part,
 )
 from rundir.errors import UserError
-from rundir.files import METRICS_FILE, SWEEP_DIR
+from rundir.files import METRICS_FILE
 
 RUNS_PER_BUCKET = 512
 BYTES_PER_BUCKET = 64 << 20
@@ -120,9 +120,15 @@ def collect(
         except OSError as error:
             raise manifests.unwritable(store, error) from error
         planned = sum(p.rows for p in manifest.parts.get(RUNS, []) if p.bucket == PLANNED)
-        counts = [len(c) for c in (changes.fresh, changes.changed, changes.unchanged, changes.gone)]
-        problems = read_problems(store).num_rows
-        return Summary(*counts, planned, problems, time.monotonic() - since)
+        return Summary(
+            new=len(changes.fresh),
+            changed=len(changes.changed),
+            unchanged=len(changes.unchanged),
+            gone=len(changes.gone),
+            planned=planned,
+            problems=read_problems(store).num_rows,
+            seconds=time.monotonic() - since,
+        )
 
 
 def _refuse_empty(found: Discovery, paths: list[Path]) -> None:
@@ -134,9 +140,9 @@ def _refuse_empty(found: Discovery, paths: list[Path]) -> None:
 def _load_or_new(store: Path) -> Manifest:
     try:
         return manifests.load(store)
-    except NewerStore:
+    except NewerStoreError:
         raise
-    except StoreUnreadable:
+    except StoreError:
         return Manifest()
 
 
@@ -205,7 +211,7 @@ def _update(
     }
     planned = _planned_result(store, planned_rows, generation)
     _assemble(store, new, manifest, kept, [*built, planned])
-    problems = _problems(store, manifest, changes, built, found, new)
+    problems = _problems(store, manifest, built, found, new)
     write_part(
         store / PROBLEMS_FILE,
         pa.Table.from_pylist([asdict(p) for p in [*problems, *plan_problems]], SCHEMA),
@@ -221,9 +227,7 @@ def _emptied(manifest: Manifest, changes: _Changes) -> set[int]:
     return {bucket for bucket, count in left.items() if count == 0}
 
 
-def _plan_jobs(
-    store: Path, manifest: Manifest, changes: _Changes, generation: int
-) -> list[Job]:
+def _plan_jobs(store: Path, manifest: Manifest, changes: _Changes, generation: int) -> list[Job]:
     """Assign new runs to buckets, and make a job of every bucket that something happens in."""
     sizes = {run: s.files.get(METRICS_FILE, (0, 0))[0] for run, s in manifest.sources.items()}
     sizes |= {
@@ -286,9 +290,7 @@ def _groups(
     yield bucket, group
 
 
-def _run_jobs(
-    jobs: list[Job], workers: int | None, progress: Progress | None
-) -> Iterator[Built]:
+def _run_jobs(jobs: list[Job], workers: int | None, progress: Progress | None) -> Iterator[Built]:
     total, done = sum(len(job.changed) for job in jobs), 0
     report = progress or (lambda *_: None)
     report(0, total)
@@ -394,7 +396,6 @@ def _retyped(
 def _problems(
     store: Path,
     old: Manifest,
-    changes: _Changes,
     built: list[Built],
     found: Discovery,
     new: Manifest,

@@ -47,7 +47,7 @@ def kind_of(value: object) -> Kind:
 
 def join(first: Kind, second: Kind) -> Kind:
     """Return the kind that holds values of both kinds without loss of meaning."""
-    if first == second or second == "null":
+    if second in {first, "null"}:
         return first
     if first == "null":
         return second

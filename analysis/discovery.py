@@ -98,7 +98,7 @@ def run_id(directory: str) -> str:
 
 
 def _base(top: str) -> str:
-    """Return the directory whose parent run ids are relative to: stable when a part is collected."""
+    """Return the directory whose parent run ids are relative to, also for a part of a root."""
     for path in (Path(top), *Path(top).parents):
         if path.name in DEFAULT_ROOTS:
             return str(path)

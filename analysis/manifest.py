@@ -62,7 +62,7 @@ class Manifest:
     """By run id."""
 
 
-class StoreUnreadable(UserError):
+class StoreError(UserError):
     """There is no manifest, or not one that can be used; the message says what to do."""
 
 
@@ -70,22 +70,22 @@ def load(store: Path) -> Manifest:
     """Read the manifest.
 
     Raises:
-        StoreUnreadable: there is none, it is damaged, or it is of another version.
+        StoreError: there is none, it is damaged, or it is of another version.
     """
     path = store / MANIFEST_FILE
     try:
         raw = json.loads(path.read_bytes())
         version = raw["version"]
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreUnreadable(
+        raise StoreError(
             f"store = {store}; holds no {MANIFEST_FILE}; run: python -m analysis collect"
         ) from None
     except OSError as error:
-        raise StoreUnreadable(f"store = {store}; must be readable; {error.strerror}") from None
+        raise StoreError(f"store = {store}; must be readable; {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise _damaged(store) from None
     if version != VERSION:
-        raise NewerStore(
+        raise NewerStoreError(
             f"{path}: version = {version!r}; must be {VERSION}; "
             "collect into another --store, or update optsweep"
         )
@@ -95,12 +95,12 @@ def load(store: Path) -> Manifest:
         raise _damaged(store) from None
 
 
-class NewerStore(StoreUnreadable):
+class NewerStoreError(StoreError):
     """Written by another version of optsweep; a collector does not overwrite it."""
 
 
-def _damaged(store: Path) -> StoreUnreadable:
-    return StoreUnreadable(
+def _damaged(store: Path) -> StoreError:
+    return StoreError(
         f"store = {store}; its {MANIFEST_FILE} is damaged; run: python -m analysis collect"
     )
 
@@ -142,7 +142,7 @@ def age_s(store: Path) -> float:
     """Return the seconds since the store was last collected.
 
     Raises:
-        StoreUnreadable: there is no store.
+        StoreError: there is no store.
     """
     try:
         return time.time() - (store / MANIFEST_FILE).stat().st_mtime
@@ -198,5 +198,3 @@ def locked(store: Path, wait: bool) -> Iterator[None]:
 def unwritable(store: Path, error: OSError) -> UserError:
     """Return the error for a store that cannot be written."""
     return UserError(f"store = {store}; must be a writable directory; {error.strerror or error}")
-
-

@@ -90,13 +90,13 @@ def tail_checksum(path: str, offset: int) -> int:
 
 
 def stream_directory(stream: str) -> str:
-    """Return the stream's directory name under history/: percent-encoded, never hidden or ``..``."""
+    """Return the stream's directory below history/: percent-encoded, never hidden or ``..``."""
     name = quote(stream, safe="")
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
 def settle(table: pa.Table) -> pa.Table:
-    """Sort by run and step and leave one row at each; columns ``run`` (codes), step, attempt needed.
+    """Sort by run and step and leave one row at each; ``run`` holds codes.
 
     Records of a lower attempt yield to the highest. Records of one attempt at one step are laid
     over each other in file order: of each metric the last value that is not null stays. Nothing

@@ -1,4 +1,4 @@
-"""Figures that are fit for a paper: units on the axes, colours that colour-blind readers tell apart.
+"""Figures fit for a paper: units on the axes, colours that colour-blind readers tell apart.
 
 Figures are made without pyplot, so that nothing global changes and no display is needed. matplotlib
 is imported by the first call.
@@ -43,7 +43,7 @@ UNITS = {
 MOST_LABELS = 10
 """A legend of more runs than this names groups only."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -107,7 +107,7 @@ def lr_sensitivity_plot(
     import matplotlib as mpl
 
     points = lr_sensitivity(sweep, metric, store)
-    groups = [name for name in points.columns[: points.columns.get_loc("lr")]]
+    groups = list(points.columns)[: list(points.columns).index("lr")]
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()
         axes.set_xscale("log")
@@ -133,7 +133,7 @@ def save_plots(sweep: str | None, out: Path, store: Path | str = "store") -> lis
         UserError: as the plots, or ``out`` cannot be written.
     """
     figures = {"loss_curves": loss_curves(sweep, store=store)}
-    if rate_column(load_runs(sweep, store)).nunique() > 1:
+    if len(rate_column(load_runs(sweep, store)).dropna().unique()) > 1:
         figures["lr_sensitivity"] = lr_sensitivity_plot(sweep, store=store)
     paths = []
     try:
@@ -165,7 +165,7 @@ def _draw_runs(
 ) -> list[str]:
     """Draw every run that has a finite value; return their ids."""
     groups = group_columns(settings)
-    labels = [_text(row, groups) for row in settings.values[groups].to_dict("records")]
+    labels = [_text(row, groups) for row in settings.columns[groups].to_dict("records")]
     names = list(dict.fromkeys(labels))
     rates = _rates(table)
     lines = {run: rows for run, rows in curves.groupby("run", observed=True) if len(rows)}
@@ -207,13 +207,15 @@ def _ranked(table: pd.DataFrame, final: str) -> list[int]:
     frame = table.assign(position=range(len(table)))
     if final in frame:
         frame = order(frame, final, descending=False)
-    good = (frame["state"].isna() | (frame["state"] == "completed").fillna(value=False)).astype(bool)
+    good = (frame["state"].isna() | (frame["state"] == "completed").fillna(value=False)).astype(
+        bool
+    )
     good &= ~frame["diverged"].fillna(value=False).astype(bool)
     return [*frame[good]["position"].tolist(), *frame[~good]["position"].tolist()]
 
 
 def _run_label(table: pd.DataFrame, settings: Settings, i: int, final: str) -> str:
-    row = settings.values.iloc[i].to_dict()
+    row = settings.columns.iloc[i].to_dict()
     label = _text(row, settings.telling) or str(table["name"].iloc[i])
     state = table["state"].iloc[i]
     if bool(table["diverged"].iloc[i]) is True:
@@ -266,7 +268,13 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame, name: str, number: int) -> None:
         label=label,
     )
     axes.plot(
-        lr[at], mean[at], "o", markersize=11, markerfacecolor="none", color=color, markeredgewidth=1.4
+        lr[at],
+        mean[at],
+        "o",
+        markersize=11,
+        markerfacecolor="none",
+        color=color,
+        markeredgewidth=1.4,
     )
 
 
@@ -283,7 +291,7 @@ def _mark_diverged(axes: Axes, rows: pd.DataFrame, numbers: Sequence[int]) -> No
             markeredgecolor="white",
         )
     if len(rows):
-        axes.plot([], [], "X", color="#555555", markersize=6, label="diverged")
+        axes.plot([], [], "X", color="#555555", markersize=6, label="diverged", gid="~")
 
 
 def _limit(axes: Axes, values: pd.Series, *, loose: bool = False) -> None:
@@ -291,7 +299,9 @@ def _limit(axes: Axes, values: pd.Series, *, loose: bool = False) -> None:
     numbers = values.astype("float64").to_numpy()
     numbers = numbers[np.isfinite(numbers)]
     low, middle = numbers.min(), np.median(numbers)
-    top = min(numbers.max(), middle + (6 if loose else 4) * max(middle - low, 1e-3 * abs(middle), 1e-12))
+    top = min(
+        numbers.max(), middle + (6 if loose else 4) * max(middle - low, 1e-3 * abs(middle), 1e-12)
+    )
     margin = 0.05 * (top - low) or 0.05 * abs(low) or 1.0
     axes.set_ylim(low - margin, top + (2.5 if loose else 1) * margin)
 

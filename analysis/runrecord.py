@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from analysis.columns import INT64, Kind, json_text
-from analysis.discovery import CONFIG_FILE, OVERRIDES_FILE, Found
+from analysis.discovery import CONFIG_FILE, OVERRIDES_FILE, Found, Stamp
 from analysis.problems import Problem, clip
 from rundir.files import RUN_FILE, SCHEMA_VERSION, STATUS_FILE, State
 
@@ -67,7 +67,7 @@ _ACCEPTED: dict[Kind, tuple[type, ...]] = {
 }
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """A source whose content cannot be taken; the message says why."""
 
 
@@ -131,11 +131,11 @@ def read_plan(path: str) -> dict[str, Any]:
         ValueError: it cannot be read or is no plan.
     """
     try:
-        plan = _json_object(_bytes(path, LARGEST_PLAN))
-    except (_Refused, OSError, ValueError, RecursionError) as error:
+        plan = _json_object(_bytes(path, most=LARGEST_PLAN))
+    except (_RefusedError, OSError, ValueError, RecursionError) as error:
         raise ValueError(_reason(error)) from None
     if not isinstance(plan.get("runs"), list):
-        raise ValueError("holds no list of runs")
+        raise ValueError("holds no list of runs")  # noqa: TRY004 - of a file, not of an argument
     return plan
 
 
@@ -163,9 +163,9 @@ def _standing(record: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
     row["job"] = row["job"] or (slurm or {}).get("job_id")
     row["job"] = None if row["job"] is None else str(row["job"])
     row["threads"], row["gpus"] = last.get("threads"), last.get("gpus")
-    end = status.get("ended_at") or status.get("updated_at")
-    if _fits(end, (int, float)) and _fits(row["started_at"], (int, float)):
-        row["duration_s"] = end - row["started_at"]
+    start, end = row["started_at"], status.get("ended_at") or status.get("updated_at")
+    if isinstance(start, (int, float)) and isinstance(end, (int, float)):
+        row["duration_s"] = float(end - start)
     return row
 
 
@@ -180,9 +180,9 @@ def _provenance(record: dict[str, Any]) -> dict[str, Any]:
 def _configuration(config: object) -> dict[str, Any]:
     if not isinstance(config, dict):
         return {"config_json": None}
-    config = _plain(config)
-    row: dict[str, Any] = {"config_json": config}
-    for name, value in _leaves(config, "config"):
+    plain = _plain(config)
+    row: dict[str, Any] = {"config_json": plain}
+    for name, value in _leaves(plain, "config"):
         row.setdefault(name, value)
     return row
 
@@ -229,11 +229,9 @@ def _source(found: Found, name: str, parse: Any, problems: list[Problem]) -> Any
     if name not in found.files:
         return None
     try:
-        if found.files[name][0] < 0:
-            raise _Refused("no regular file")
-        value = parse(_bytes(f"{found.directory}/{name}"))
+        value = parse(_bytes(f"{found.directory}/{name}", found.files[name]))
         _guard(value)
-    except (_Refused, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (_RefusedError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "unreadable" if isinstance(error, OSError) else "config"
         problems.append(Problem(found.run, name, None, kind, _reason(error)))
         return None
@@ -257,19 +255,21 @@ def _reason(error: Exception) -> str:
     return clip(str(error) or type(error).__name__)
 
 
-def _bytes(path: str, most: int = LARGEST_FILE) -> bytes:
+def _bytes(path: str, stamp: Stamp = (0, 0), most: int = LARGEST_FILE) -> bytes:
+    if stamp[0] < 0:
+        raise _RefusedError("no regular file")
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise _Refused(f"larger than {most} bytes")
+        raise _RefusedError(f"larger than {most} bytes")
     return content
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
     value = json.loads(content.decode())
     if not isinstance(value, dict):
-        raise _Refused("not a JSON object")
+        raise _RefusedError("not a JSON object")
     return value
 
 
@@ -285,9 +285,9 @@ def _guard(value: object) -> None:
         node, depth = pending.pop()
         seen += 1
         if seen > MOST_NODES:
-            raise _Refused(f"more than {MOST_NODES} values")
+            raise _RefusedError(f"more than {MOST_NODES} values")
         if depth > DEEPEST:
-            raise _Refused("nested too deeply")
+            raise _RefusedError("nested too deeply")
         if isinstance(node, dict):
             pending.extend((child, depth + 1) for child in node.values())
         elif isinstance(node, (list, tuple, set)):
@@ -298,4 +298,3 @@ def _fits(value: object, accepted: tuple[type, ...]) -> bool:
     if isinstance(value, bool) or not isinstance(value, accepted):
         return isinstance(value, bool) and bool in accepted
     return not isinstance(value, int) or value in INT64
-

@@ -30,7 +30,7 @@ _TAKEN = frozenset(FIXED) | {"stream", "step", "t"}
 class Settings:
     """The varying settings of a selection of runs."""
 
-    values: pd.DataFrame
+    columns: pd.DataFrame
     """One column a setting under its short name, one row a run, index as in the runs table."""
     asked: tuple[str, ...]
     """Names of the columns that overrides ask for."""
@@ -39,9 +39,9 @@ class Settings:
     def telling(self) -> list[str]:
         """The asked-for columns, and of the others only those that tell further runs apart."""
         names = list(self.asked)
-        seen = _distinct(self.values, names)
-        for name in self.values.columns:
-            if name not in names and (count := _distinct(self.values, [*names, name])) > seen:
+        seen = _distinct(self.columns, names)
+        for name in map(str, self.columns):
+            if name not in names and (count := _distinct(self.columns, [*names, name])) > seen:
                 names.append(name)
                 seen = count
         return names
@@ -154,7 +154,7 @@ def _compared(path: str) -> bool:
 
 
 def _varies(column: pd.Series) -> bool:
-    return bool(column.nunique(dropna=False) > 1)
+    return len(column.unique()) > 1
 
 
 def _distinct(table: pd.DataFrame, names: list[str]) -> int:

@@ -1,9 +1,9 @@
 """Parts of the store: how they are written and how they are read.
 
-    runs/part-*.parquet                one row a run
-    history/<stream>/part-*.parquet    one row a run and step
-    problems.parquet                   what was skipped
-    manifest.json                      the only list of live parts; any other file is rubbish
+runs/part-*.parquet                one row a run
+history/<stream>/part-*.parquet    one row a run and step
+problems.parquet                   what was skipped
+manifest.json                      the only list of live parts; any other file is rubbish
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from analysis import manifest as manifests
 from analysis.columns import Kind, conform
-from analysis.manifest import Manifest, Part, StoreUnreadable
+from analysis.manifest import Manifest, Part, StoreError
 from analysis.metrics import stream_directory
 from analysis.problems import SCHEMA
 
@@ -93,21 +93,19 @@ def read_table(
         buckets: read only the parts of these.
 
     Raises:
-        StoreUnreadable: there is no store.
+        StoreError: there is no store.
     """
     for _ in range(_TRIES):
         manifest = manifests.load(store)
         schema = manifest.schemas.get(table, {})
         wanted = {n: schema[n] for n in (schema if columns is None else columns)}
-        parts = [
-            p for p in manifest.parts.get(table, []) if buckets is None or p.bucket in buckets
-        ]
+        parts = [p for p in manifest.parts.get(table, []) if buckets is None or p.bucket in buckets]
         try:
             return _concatenated(store, parts, wanted)
         except FileNotFoundError:
             # A collector replaced the manifest and removed the part in between.
             continue
-    raise StoreUnreadable(f"store = {store}; parts are missing; delete it and collect again")
+    raise StoreError(f"store = {store}; parts are missing; delete it and collect again")
 
 
 def read_problems(store: Path) -> pa.Table:

@@ -13,9 +13,9 @@ from analysis.metrics import KEYS
 from rundir.files import State
 
 _HIGHER_IS_BETTER = frozenset(
-    "acc accuracy auc bleu f1 mfu precision recall reward score throughput".split()
+    {"acc", "accuracy", "auc", "bleu", "f1", "mfu", "precision", "recall", "reward", "score"}
 )
-_WITHOUT_BEST = frozenset("epoch grad_norm learning_rate lr step_time tokens".split())
+_WITHOUT_BEST = frozenset({"epoch", "grad_norm", "learning_rate", "lr", "step_time", "tokens"})
 """Metrics of which neither the highest nor the lowest value is the best."""
 
 _THROUGHPUT = "tokens_per_second"

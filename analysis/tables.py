@@ -1,8 +1,8 @@
 """The store as pandas tables.
 
-Every function reads Parquet and nothing else; none needs torch or Hydra. Numbers come as Arrow-backed
-columns (``double[pyarrow]``, …), which keep two things apart that numpy confuses: NaN is a value that
-was logged as not finite, ``<NA>`` one that was never logged.
+Every function reads Parquet and nothing else; none needs torch or Hydra. Numbers come as
+Arrow-backed columns (``double[pyarrow]``, …), which keep two things apart that numpy confuses: NaN
+is a value that was logged as not finite, ``<NA>`` one that was never logged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 
 from analysis import manifest as manifests
 from analysis.metrics import KEYS
-from analysis.runrecord import FIXED
 from analysis.settings import CONFIG, Settings, settings_of
 from analysis.store import RUNS, history_table, read_table
 from analysis.summary import higher_is_better
@@ -30,9 +29,15 @@ _REPLICATE = ("seed", "replicate")
 _RATES = ("lr", "learning_rate")
 _ALWAYS = ("run", "sweep", "index", "name")
 _PROVENANCE = ("git_sha", "git_diff_sha256", "python")
-_LEFT_OUT = frozenset(
-    "directory signature task threads gpus overrides packages config_json created_at started_at "
-    "ended_at exit_code git_sha git_dirty git_diff_sha256 python rerun_of host job".split()
+_SHOWN = (
+    "state",
+    "reason",
+    "diverged",
+    "attempt",
+    "steps",
+    "total_steps",
+    "duration_s",
+    "tokens_per_second",
 )
 
 
@@ -119,7 +124,7 @@ def history(
     sources = {run: manifest.sources[run] for run in chosen if run in manifest.sources}
     data = read_table(store, table, columns, {source.bucket for source in sources.values()})
     mask = pc.is_in(data.column("run").cast(pa.string()), pa.array(sorted(chosen), pa.string()))
-    frame = _frame(data.filter(mask))
+    frame: pd.DataFrame = _frame(data.filter(mask))
     frame["run"] = frame["run"].cat.remove_unused_categories()
     return frame
 
@@ -148,7 +153,7 @@ def best(
     ordered = order(table, f"best.{by}")
     if per is None:
         return ordered
-    return ordered.drop_duplicates(find_column(per, ordered)).reset_index(drop=True)
+    return _numbered(ordered.drop_duplicates(find_column(per, ordered)))
 
 
 def diff(run_a: str, run_b: str, store: Path | str = "store") -> pd.DataFrame:
@@ -170,7 +175,10 @@ def diff(run_a: str, run_b: str, store: Path | str = "store") -> pd.DataFrame:
     flat = [_facts(row) for row in rows]
     keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
     values = {side: [f.get(k) for k in keys] for side, f in zip("ab", flat, strict=True)}
-    frame = pd.DataFrame(values, pd.Index(keys, name="key", dtype="object"), dtype="string[pyarrow]")
+    texts = pd.ArrowDtype(pa.string())
+    columns = {side: pd.Series(column, dtype=texts) for side, column in values.items()}
+    index = pd.Index(keys, name="key", dtype="object")
+    frame: pd.DataFrame = pd.DataFrame(columns).set_index(index)
     frame.attrs["runs"] = tuple(str(row["run"]) for row in rows)
     return frame
 
@@ -201,9 +209,9 @@ def lr_sensitivity(
     metric = find_column(metric, with_settings(table, settings))
     rate = rate_column(table)
     groups = group_columns(settings)
-    frame = settings.values[groups].assign(lr=_floats(rate))
+    frame = settings.columns[groups].assign(lr=_floats(rate))
     ended = table["diverged"].fillna(value=False).astype(bool)
-    values = pd.to_numeric(_floats(table[metric]) if metric in table else settings.values[metric])
+    values = pd.to_numeric(_floats(table[metric]) if metric in table else settings.columns[metric])
     finished = table["state"].isna() | (table["state"] == "completed").fillna(value=False)
     usable = finished.astype(bool) & values.notna() & ~ended & (values.abs() != float("inf"))
     frame = frame.assign(
@@ -211,7 +219,7 @@ def lr_sensitivity(
     )
     frame = frame[frame["lr"].notna()]
     grouped = frame.groupby([*groups, "lr"], dropna=False, sort=True, observed=True)
-    result = grouped.agg(
+    result: pd.DataFrame = grouped.agg(
         n=("n", "sum"),
         mean=("value", "mean"),
         std=("value", "std"),
@@ -220,7 +228,7 @@ def lr_sensitivity(
         diverged=("diverged", "sum"),
         other=("other", "sum"),
     )
-    return result.reset_index()
+    return _with_index_as_columns(result)
 
 
 def load_runs(sweep: str | None, store: Path | str) -> pd.DataFrame:
@@ -237,7 +245,7 @@ def load_runs(sweep: str | None, store: Path | str) -> pd.DataFrame:
     if sweep is None:
         return frame
     known = frame["sweep"].dropna().unique().tolist()
-    return frame[frame["sweep"] == resolve_sweep(sweep, known)].reset_index(drop=True)
+    return _numbered(frame[frame["sweep"] == resolve_sweep(sweep, known)])
 
 
 def resolve_sweep(sweep: str, known: Collection[str]) -> str:
@@ -270,7 +278,7 @@ def find_column(name: str, table: pd.DataFrame) -> str:
         return str(finals[0])
     if ends:
         raise UserError(f"column = {name}; must be one of: {', '.join(sorted(ends))}")
-    raise unknown("column", name, columns)
+    raise unknown("column", name, [c for c in columns if not c.startswith(CONFIG)])
 
 
 def find_run(text: str, table: pd.DataFrame) -> dict[str, Any]:
@@ -303,9 +311,10 @@ def find_run(text: str, table: pd.DataFrame) -> dict[str, Any]:
 def with_settings(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Return the runs table with settings in place of config columns, as :func:`runs` does."""
     summaries = [n for n in table.columns if n.startswith(("final.", "best.", "best_step."))]
-    rest = [n for n in FIXED if n not in _ALWAYS and n not in _LEFT_OUT]
-    pieces = [table[list(_ALWAYS)], settings.values, table[[*rest, *sorted(summaries)]]]
-    return pd.concat(pieces, axis=1)
+    rest = [*_SHOWN, *sorted(summaries)]
+    pieces = [table[list(_ALWAYS)], settings.columns, table[rest]]
+    whole: pd.DataFrame = pd.concat(pieces, axis=1)
+    return whole
 
 
 def order(table: pd.DataFrame, by: str, *, descending: bool | None = None) -> pd.DataFrame:
@@ -320,7 +329,7 @@ def order(table: pd.DataFrame, by: str, *, descending: bool | None = None) -> pd
     numbers = pd.Series(values, index=table.index)
     known = numbers[numbers.notna()].sort_values(ascending=not down, kind="stable").index
     broken = table.index[~absent & numbers.isna()]
-    return table.loc[[*known, *broken, *table.index[absent]]].reset_index(drop=True)
+    return _numbered(table.loc[[*known, *broken, *table.index[absent]]])
 
 
 def rate_column(table: pd.DataFrame) -> pd.Series:
@@ -332,14 +341,25 @@ def rate_column(table: pd.DataFrame) -> pd.Series:
     paths = [n for n in table.columns if n.startswith(CONFIG) and n.rsplit(".", 1)[-1] in _RATES]
     if not paths:
         raise UserError("column = lr; must be in the config of the runs; it is in none")
-    varying = [name for name in paths if table[name].nunique() > 1]
-    return table[(varying or paths)[0]].rename("lr")
+    varying = [name for name in paths if len(table[name].dropna().unique()) > 1]
+    rate: pd.Series = table[(varying or paths)[0]]
+    return rate
 
 
 def group_columns(settings: Settings) -> list[str]:
     """Return the telling settings that are neither learning rate nor seed: what a curve is for."""
     skipped = {*_RATES, *_REPLICATE}
     return [name for name in settings.telling if name.rsplit(".", 1)[-1] not in skipped]
+
+
+def _numbered(table: pd.DataFrame) -> pd.DataFrame:
+    numbered: pd.DataFrame = table.reset_index(drop=True)
+    return numbered
+
+
+def _with_index_as_columns(table: pd.DataFrame) -> pd.DataFrame:
+    flat: pd.DataFrame = table.reset_index()
+    return flat
 
 
 def _history_columns(

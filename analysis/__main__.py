@@ -1,0 +1,82 @@
+"""``python -m analysis``: tables to stdout, progress and hints to stderr, documented exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from analysis import commands
+from rundir.errors import OptsweepError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+        sys.stdout.flush()
+    except OptsweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has gone, e.g. `| head`; Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; the store is as it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Run directories into a Parquet store, and the store into comparisons.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    store = argparse.ArgumentParser(add_help=False)
+    store.add_argument(
+        "--store", type=Path, default=Path("store"), metavar="DIR", help="default: store"
+    )
+    _add_collect(verbs.add_parser("collect", parents=[store], help="bring the store up to date"))
+    _add_table(verbs.add_parser("table", parents=[store], help="runs, the best first"))
+    diff = verbs.add_parser("diff", parents=[store], help="what differs between two runs")
+    diff.add_argument("run_a", metavar="A", help="run id, directory, name, or the end of an id")
+    diff.add_argument("run_b", metavar="B")
+    diff.add_argument("--json", action="store_true", help="as one JSON object")
+    diff.set_defaults(command=commands.diff)
+    plot = verbs.add_parser("plot", parents=[store], help="loss curves and sensitivity as PNG")
+    plot.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
+    plot.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="plots")
+    plot.set_defaults(command=commands.plot)
+    return parser
+
+
+def _add_collect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT", help="outputs and multirun")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
+    parser.add_argument("--no-wait", action="store_true", help="fail if another collector works")
+    parser.set_defaults(command=commands.collect)
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
+    parser.add_argument("--by", default=commands.BY, metavar="COLUMN", help="to sort by")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="COLUMN OP VALUE, OP one of = != < <= > >=; may be repeated",
+    )
+    parser.add_argument("--all", action="store_true", help="every column, under its full name")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON array; NaN as a text")
+    form.add_argument("--csv", action="store_true", help="null as an empty field")
+    parser.set_defaults(command=commands.table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""What the commands of ``python -m analysis`` do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import operator
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from analysis import collector, manifest, tables
+from analysis.settings import settings_of
+from analysis.store import PROBLEMS_FILE, read_problems
+from rundir.errors import UserError
+from rundir.files import ENDED, State
+
+if TYPE_CHECKING:
+    import argparse
+
+BY = "final.val.loss"
+"""Column that a table is sorted by; failed and diverged runs then come after the others."""
+WIDTH = 100
+"""Columns of a table that does not go to a terminal."""
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_CONDITION = re.compile(r"\s*([^=!<>]+?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*")
+_PROBLEMS_SHOWN = 5
+
+
+def collect(options: argparse.Namespace) -> None:
+    """Bring the store up to date, with a progress bar and a summary on stderr."""
+    console = Console(stderr=True)
+    bar = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        summary = collector.collect(
+            options.roots or None,
+            options.store,
+            wait=not options.no_wait,
+            workers=options.workers,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    _hint(f"{options.store}: {summary}")
+    rows = read_problems(options.store).slice(0, _PROBLEMS_SHOWN).to_pylist()
+    for row in rows:
+        place = "/".join(part for part in (row["run"], row["file"]) if part)
+        _hint(f"  {place}: {row['detail']}" if place else f"  {row['detail']}")
+    if summary.problems > len(rows):
+        _hint(f"  all of them: {options.store / PROBLEMS_FILE}")
+
+
+def table(options: argparse.Namespace) -> None:
+    """Print the runs, the best first."""
+    whole = tables.load_runs(options.sweep, options.store)
+    settings = settings_of(whole)
+    wide = tables.with_settings(whole, settings)
+    frame = whole if options.all else wide
+    everything = pd.concat([wide, whole[[n for n in whole.columns if n not in wide]]], axis=1)
+    for condition in options.where:
+        everything = everything[_holds(condition, everything)]
+    ordered = tables.order(everything, _sort_column(options.by, everything))
+    if options.by == BY:
+        ordered = pd.concat([ordered[_sound(ordered)], ordered[~_sound(ordered)]])
+    _hint_age(options.store)
+    if options.json:
+        _print_json(ordered[list(frame.columns)])
+    elif options.csv:
+        _print_csv(ordered[list(frame.columns)], sys.stdout)
+    else:
+        _print_table(ordered, settings.telling)
+
+
+def diff(options: argparse.Namespace) -> None:
+    """Print what differs between two runs."""
+    frame = tables.diff(options.run_a, options.run_b, options.store)
+    first, second = frame.attrs["runs"]
+    if options.json:
+        columns = [frame[side].tolist() for side in ("a", "b")]
+        values = [[None if _absent(v) else json.loads(v) for v in column] for column in columns]
+        parsed = {key: list(pair) for key, *pair in zip(frame.index, *values, strict=True)}
+        _say(json.dumps({"runs": [first, second], "differences": _valid(parsed)}, indent=1))
+        return
+    _say(f"a  {first}\nb  {second}")
+    if frame.empty:
+        _say("no difference in config, commit, Python or packages")
+        return
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("key", overflow="fold", no_wrap=True)
+    shown.add_column("a", overflow="fold")
+    shown.add_column("b", overflow="fold")
+    for cells in zip(frame.index, frame["a"].tolist(), frame["b"].tolist(), strict=True):
+        shown.add_row(*(Text(_cell(value)) for value in cells))
+    _console().print(shown)
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Write the plots; print their paths."""
+    from analysis.plots import save_plots
+
+    _hint_age(options.store)
+    for path in save_plots(options.sweep, options.out, options.store):
+        _say(str(path))
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 - what the command is for
+
+
+def _hint(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201 - progress and hints
+
+
+def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    named = not telling
+    for name in telling or ["name"]:
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        title = name.rpartition(".")[2]
+        shown.add_column(title, justify="right" if numeric else "left", overflow="fold")
+    shown.add_column("state", no_wrap=True)
+    for title in ("step", "val loss", "best", "tokens/s", "time"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    reasons = frame["reason"].notna().any()
+    if reasons:
+        shown.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
+    best = _leader(frame)
+    for position, row in enumerate(frame.to_dict("records")):
+        cells = [_cell(row[name]) for name in (["name"] if named else telling)]
+        cells += [_cell(row["state"]), _steps(row)]
+        cells += [_number(row.get(f"{kind}.val.loss"), "{:.4f}") for kind in ("final", "best")]
+        cells += [_number(row["tokens_per_second"], "{:,.0f}"), _duration(row["duration_s"])]
+        cells += ["" if _absent(row["reason"]) else _cell(row["reason"])] if reasons else []
+        style = "bold" if position == best else ""
+        shown.add_row(*(Text(cell) for cell in cells), style=style)
+    _console().print(shown)
+
+
+def _leader(frame: pd.DataFrame) -> int | None:
+    if BY not in frame:
+        return None
+    losses = frame[BY].where(_sound(frame)).astype("float64").to_numpy()
+    finite = [(loss, i) for i, loss in enumerate(losses) if math.isfinite(loss)]
+    return min(finite)[1] if finite else None
+
+
+def _sound(frame: pd.DataFrame) -> pd.Series:
+    """Mark the runs whose last value is, or may become, a result: neither failed nor diverged."""
+    bad = frame["state"].isin([str(state) for state in ENDED - {State.COMPLETED}])
+    return ~(bad | frame["diverged"].fillna(value=False)).astype(bool)
+
+
+def _console() -> Console:
+    """Return a console that is as wide as the terminal, and ``WIDTH`` where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def _hint_age(store: Path) -> None:
+    seconds = manifest.age_s(store)
+    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+    size, unit = next(((s, u) for s, u in units if seconds >= 2 * s), (1, "seconds"))
+    hint = "; refresh with: python -m analysis collect"
+    _hint(f"{store}: collected {seconds / size:.0f} {unit} ago{hint}")
+
+
+def _holds(condition: str, frame: pd.DataFrame) -> Any:
+    match = _CONDITION.fullmatch(condition)
+    if match is None:
+        legal = " ".join(_OPERATORS)
+        raise UserError(f"where = {condition!r}; must be COLUMN OP VALUE with OP one of: {legal}")
+    name, sign, text = match.groups()
+    column = frame[tables.find_column(name, frame)]
+    value: Any = text
+    if pd.api.types.is_bool_dtype(column):
+        if text.lower() not in {"true", "false"}:
+            raise UserError(f"where = {condition!r}; {name} must be compared with true or false")
+        value = text.lower() == "true"
+    elif pd.api.types.is_numeric_dtype(column):
+        try:
+            value = float(text)
+        except ValueError:
+            raise UserError(
+                f"where = {condition!r}; {name} must be compared with a number"
+            ) from None
+    return _OPERATORS[sign](column, value).fillna(value=False).astype(bool)
+
+
+def _sort_column(name: str, frame: pd.DataFrame) -> str:
+    if name == BY and name not in frame:
+        return "run"
+    return tables.find_column(name, frame)
+
+
+def _print_json(frame: pd.DataFrame) -> None:
+    rows = frame.astype(object).to_dict("records")
+    cells = [{k: None if _absent(v) else v for k, v in row.items()} for row in rows]
+    _say(json.dumps(_valid(cells), indent=1))
+
+
+def _print_csv(frame: pd.DataFrame, file: TextIO) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(frame.columns)
+    for row in frame.astype(object).itertuples(index=False):
+        writer.writerow("" if _absent(value) else value for value in row)
+
+
+def _valid(value: Any) -> Any:
+    """Return what strict JSON can hold: NaN and the infinities become texts."""
+    if isinstance(value, dict):
+        return {key: _valid(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_valid(child) for child in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value is pd.NA
+
+
+def _cell(value: Any) -> str:
+    if _absent(value):
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if _absent(value) else form.format(value)
+
+
+def _steps(row: Mapping[Any, Any]) -> str:
+    done, total = row["steps"], row["total_steps"]
+    if _absent(done):
+        return "-"
+    return f"{done}" if _absent(total) or total == done else f"{done}/{total}"
+
+
+def _duration(seconds: Any) -> str:
+    if _absent(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{seconds:.1f}s"
