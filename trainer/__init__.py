@@ -54,6 +54,6 @@ def run(config: Mapping[str, Any], run: Run) -> None:
 
 def train(config: TrainConfig, run: Run) -> None:
     """Train one model, from the newest good checkpoint of ``run`` on; errors as in :func:`run`."""
-    from trainer.loop import train as train_now  # noqa: PLC0415 - torch loads only when training
+    from trainer.loop import train as train_now  # here, so that torch loads only when training
 
     train_now(config, run)

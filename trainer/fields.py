@@ -51,9 +51,13 @@ def from_mapping(cls: type[T], values: object, where: str) -> T:
         if key not in names:
             raise unknown("key", str(key), names, where)
     hints = typing.get_type_hints(cls)
-    built = {k: _convert(v, hints[k], f"{where}.{k}" if where else str(k)) for k, v in values.items()}
+    built = {
+        k: _convert(v, hints[k], f"{where}.{k}" if where else str(k)) for k, v in values.items()
+    }
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        absent = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if absent and field.name not in built:
             raise UserError(f"{where}.{field.name} is missing; it has no default")
     try:
@@ -84,7 +88,10 @@ def _convert(value: object, hint: Any, name: str) -> Any:
             f"a list of {len(arguments)} values",
         )
         items = typing.cast("list[object]", value)
-        return tuple(_convert(v, a, f"{name}[{i}]") for i, (v, a) in enumerate(zip(items, arguments)))
+        return tuple(
+            _convert(v, a, f"{name}[{i}]")
+            for i, (v, a) in enumerate(zip(items, arguments, strict=True))
+        )
     if origin is not None:
         require(isinstance(value, origin), name, value, f"a {origin.__name__}")
         return value
@@ -120,5 +127,7 @@ def _convert_scalar(value: object, hint: Any, name: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    text = (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    )
     return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,163 @@
+"""The training loop: build, resume, then step, log, validate and save until the last step."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from rundir import Diverged, Preempted, UserError
+from trainer.model import flops_per_token, parameter_count
+from trainer.training import Training
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rundir import Run
+    from trainer.config import TrainConfig
+    from trainer.training import Update
+
+log = logging.getLogger(__name__)
+
+VALIDATIONS = 10
+"""How many a run has when ``val_step`` is null."""
+
+
+def train(config: TrainConfig, run: Run) -> None:
+    """Train from the newest good checkpoint, or from step 0, to the last step.
+
+    Raises:
+        UserError: the data is too short, a package is missing, or there is no such device here.
+        Diverged: the loss is not finite.
+        Preempted: ``run`` was asked to stop; the checkpoint is written.
+    """
+    torch.set_num_threads(run.threads)
+    training = Training(config, pick_device(config.device))
+    step, total = training.resume(run.checkpoints), training.total_steps
+    _introduce(config, training, step, run.threads)
+    due = Due.of(config, total)
+    pace = Pace(config.training.tokens_processed)
+    run.progress(step, total)
+    while step < total:
+        if run.stop_requested:
+            training.save(run.checkpoints, step)
+            raise Preempted(f"{run.stop_requested} at step {step} of {total}; checkpoint written")
+        update = training.step(step)
+        step += 1
+        pace.count()
+        looks = due.log(step) or training.reads_are_free
+        diverged = looks and not math.isfinite(update.loss.item())
+        if diverged or due.log(step):
+            _report(run, update, step, total, pace)
+        if diverged:
+            raise Diverged(f"loss is {update.loss.item()} at step {step} of {total}")
+        if due.validate(step):
+            with pace.paused():
+                _validate(training, run, step)
+        if due.save(step):
+            with pace.paused():
+                training.save(run.checkpoints, step)
+
+
+def _introduce(config: TrainConfig, training: Training, step: int, threads: int) -> None:
+    context = config.training.context_length
+    log.info(
+        "%s: %d parameters, %.1f MFLOPs a token; %d training tokens; %s, %d threads; step %d of %d",
+        config.model_name,
+        parameter_count(config.model),
+        flops_per_token(config.model, context) / 1e6,
+        training.train_tokens,
+        training.device,
+        threads,
+        step,
+        training.total_steps,
+    )
+
+
+def _report(run: Run, update: Update, step: int, total: int, pace: Pace) -> None:
+    loss, norm = update.loss.item(), update.grad_norm.item()
+    speed = pace.take()
+    tokens = step * pace.tokens_per_step
+    run.log("train", step, loss=loss, lr=update.lr, grad_norm=norm, tokens=tokens, **speed)
+    run.progress(step, total, loss=loss, tokens_per_second=speed["tokens_per_second"])
+    log.info("step %d: loss %.4f, %.0f tokens/s", step, loss, speed["tokens_per_second"])
+
+
+def _validate(training: Training, run: Run, step: int) -> None:
+    loss = training.validation_loss()
+    run.log("val", step, loss=loss)
+    log.info("step %d: validation loss %.4f", step, loss)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the device that ``device: auto | cpu | cuda`` means here.
+
+    Raises:
+        UserError: cuda is wanted and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("device = 'cuda'; must be auto or cpu: this machine has no CUDA device")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+@dataclass(frozen=True)
+class Due:
+    """Which steps log, validate and save. The last one does all of it."""
+
+    total: int
+    log_step: int
+    val_step: int
+    save_step: int
+    """0 never saves."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, total: int) -> Due:
+        """Read the intervals from the configuration."""
+        logging_ = config.logging
+        val_step = logging_.val_step or max(1, round(total / VALIDATIONS))
+        return cls(total, logging_.log_step, val_step, logging_.save_ckpt_step)
+
+    def log(self, step: int) -> bool:
+        """Whether the training loss of this step is recorded; the first one's is."""
+        return step == 1 or step % self.log_step == 0 or step == self.total
+
+    def validate(self, step: int) -> bool:
+        """Whether validation follows this step."""
+        return step % self.val_step == 0 or step == self.total
+
+    def save(self, step: int) -> bool:
+        """Whether a checkpoint follows this step."""
+        return self.save_step > 0 and (step % self.save_step == 0 or step == self.total)
+
+
+class Pace:
+    """Mean time of a step since it was last asked, without validation and saving."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        """Start the clock; each counted step is ``tokens_per_step`` tokens."""
+        self.tokens_per_step = tokens_per_step
+        self._steps, self._since = 0, time.perf_counter()
+
+    def count(self) -> None:
+        """Another step is done."""
+        self._steps += 1
+
+    def take(self) -> dict[str, float]:
+        """Return step_time (s) and tokens_per_second over the steps since the last call."""
+        now = time.perf_counter()
+        mean = (now - self._since) / max(1, self._steps)
+        self._steps, self._since = 0, now
+        return {"step_time": mean, "tokens_per_second": self.tokens_per_step / mean}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent in the block."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began

@@ -1,0 +1,171 @@
+"""Model, optimizer and data of one run: a step, a validation, a checkpoint at a time."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rundir import UserError
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.data.batches import TrainingOrder, validation_batches
+from trainer.data.corpus import load_corpus
+from trainer.model import GPT
+from trainer.optim import build_optimizer, lr_factor
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from trainer.config import TrainConfig
+    from trainer.data.batches import Batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step measured; the tensors stay on the device until somebody reads them."""
+
+    loss: torch.Tensor
+    """Mean over the step's tokens, in nats per token, before the update."""
+    grad_norm: torch.Tensor
+    """Global norm of the gradient before clipping."""
+    lr: float
+    """Learning rate of the update."""
+
+
+class Training:
+    """One training run in memory."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        """Build everything at step 0.
+
+        Raises:
+            UserError: the data is too short for the configuration, or a package is missing.
+        """
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)
+        corpus = load_corpus(config.data)
+        self.train_tokens, self._validation = len(corpus.train), corpus.validation
+        tokens = len(corpus.train) + len(corpus.validation)
+        config.check_length(tokens)
+        self.total_steps = config.total_steps(tokens)
+        params = config.training
+        self._order = TrainingOrder(corpus.train, params.context_length, config.seed)
+        self.model = GPT(config.model, params.context_length).to(device)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self._forward = self._compiled()
+        self._precision = self._autocast()
+        self.reads_are_free = device.type == "cpu"
+        """Whether reading a tensor's value waits for nothing."""
+
+    def step(self, step: int) -> Update:
+        """Take the optimizer step that follows ``step`` done ones."""
+        params = self.config.training
+        lr = self._set_lr(step)
+        sequences = params.tokens_processed // params.context_length
+        micro_batches = sequences // params.batch_size
+        loss = torch.zeros((), device=self.device)
+        for batch in self._order.micro_batches(step, sequences, params.batch_size):
+            part = self._loss(batch) / micro_batches
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        limit = params.gradnorm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Update(loss, norm, lr)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Return the mean loss in nats per token over the same windows each time."""
+        params = self.config.training
+        wanted = self.config.logging.val_tokens_processed or params.val_tokens_processed
+        total, count = torch.zeros((), device=self.device), 0
+        self.model.eval()
+        for batch in validation_batches(
+            self._validation, params.context_length, params.batch_size, wanted
+        ):
+            total += self._loss(batch) * batch[0].numel()
+            count += batch[0].numel()
+        self.model.train()
+        return total.item() / count
+
+    def save(self, directory: Path, step: int) -> None:
+        """Write a checkpoint of the state after ``step`` steps; errors as in save_checkpoint."""
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        state = {
+            "step": step,
+            "model_config": asdict(self.config.model),
+            "optimizer_name": self.config.optimizer.name,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+        path = save_checkpoint(directory, step, state, self.config.logging.keep_last)
+        log.info("step %d: saved %s", step, path.name)
+
+    def resume(self, directory: Path) -> int:
+        """Restore the newest whole checkpoint and return its step; 0 if there is none.
+
+        Raises:
+            UserError: it is of another model or optimizer.
+        """
+        state = load_checkpoint(directory)
+        if state is None:
+            return 0
+        _refuse_other(directory, state, "model_config", asdict(self.config.model))
+        _refuse_other(directory, state, "optimizer_name", self.config.optimizer.name)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        return int(state["step"])
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
+        with self._precision:
+            loss: torch.Tensor = self._forward(inputs, targets)
+        return loss
+
+    def _set_lr(self, step: int) -> float:
+        optimizer = self.config.optimizer
+        factor = lr_factor(
+            optimizer.lr_schedule, step, self.total_steps, optimizer.warm_up_fraction
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return optimizer.lr * factor
+
+    def _compiled(self) -> Any:
+        if not self.config.training.compile:
+            return self.model
+        if self.device.type != "cuda":
+            log.info("training_params.compile: not used on %s", self.device.type)
+            return self.model
+        return torch.compile(self.model)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        params = self.config.training
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision(params.tensorcore_precision)
+        if not params.autocast or params.mixed_precision == "float32":
+            return nullcontext()
+        # Without native bf16 a product is hundreds of times slower than in float32.
+        if self.device.type != "cuda" or not torch.cuda.is_bf16_supported():
+            log.info("training_params.autocast: not used on %s, float32 it is", self.device.type)
+            return nullcontext()
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+
+
+def _refuse_other(directory: Path, state: dict[str, Any], key: str, ours: object) -> None:
+    if state[key] != ours:
+        raise UserError(
+            f"{directory} holds checkpoints with {key} = {state[key]!r}; must be {ours!r}, "
+            "as configured; train in another directory"
+        )
