@@ -11,14 +11,11 @@ Importing the package, and :func:`check`, load neither torch nor numpy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from rundir import Run
 from trainer.config import DatasetConfig, GPTConfig, LoggingParams, TrainConfig, TrainingParams
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from rundir import Run
 
 __all__ = [
     "DatasetConfig",

@@ -5,22 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from rundir import Diverged, Preempted, UserError
+from rundir import Diverged, Preempted, Run, UserError
+from trainer.config import TrainConfig
 from trainer.model import flops_per_token, parameter_count
-from trainer.training import Training
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rundir import Run
-    from trainer.config import TrainConfig
-    from trainer.training import Update
+from trainer.training import Training, Update
 
 log = logging.getLogger(__name__)
 

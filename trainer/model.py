@@ -9,14 +9,12 @@ optimizers (Muon, DAP) act on.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from trainer.config import GPTConfig
+from trainer.config import GPTConfig
 
 INIT_STD = 0.02
 """Of every weight; the projections into the residual stream get it divided by sqrt(2 n_layer)."""

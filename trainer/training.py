@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from rundir import UserError
 from trainer.checkpoint import load_checkpoint, save_checkpoint
-from trainer.data.batches import TrainingOrder, validation_batches
+from trainer.config import TrainConfig
+from trainer.data.batches import Batch, TrainingOrder, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    from trainer.config import TrainConfig
-    from trainer.data.batches import Batch
 
 log = logging.getLogger(__name__)
 

@@ -5,16 +5,13 @@ Shapes: B sequences of a micro-batch, T context length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Inputs and targets, int64 (B, T); the targets are the inputs one token later."""

@@ -10,18 +10,15 @@ import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rundir import OptsweepError, UserError
+from trainer.config import DatasetConfig
 from trainer.data.sources import split, text_files
 from trainer.data.tokenizers import VOCAB_BPE_SHA256, ByteTokenizer, Gpt2Tokenizer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from trainer.config import DatasetConfig
 
 SHAKESPEARE_SHA256 = "7625c79c726a206afb243c18921d1ea48acb56a6a1ae60e1678eb8b6e2cf4ecc"
 """Of the uncompressed text."""

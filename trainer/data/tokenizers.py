@@ -6,14 +6,12 @@ import hashlib
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rundir import UserError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 """Of GPT-2's published vocab.bpe."""

@@ -1,0 +1,71 @@
+"""The smallest configuration that still learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rundir import Run
+
+Mapping = dict[str, Any]
+
+
+@pytest.fixture
+def tiny() -> Mapping:
+    """Twelve steps of a 5,000-parameter model; about 0.1 s."""
+    return {
+        "model": {
+            "name": "tiny",
+            "config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 256},
+        },
+        "data": {"dataset": {"name": "shakespeare", "tokenizer": "bytes", "vocab_size": 256}},
+        "training": {
+            "training_params": {
+                "tokens_processed": 128,
+                "val_tokens_processed": 128,
+                "batch_size": 4,
+                "context_length": 16,
+                "max_steps": 12,
+            }
+        },
+        "optimizer": {"optimizer_params": {"name": "adamw", "lr": 0.01}},
+        "logging": {"logging_params": {"log_step": 1, "val_step": 3, "save_ckpt_step": 4}},
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def change() -> Callable[..., Mapping]:
+    """Return a function that sets dotted keys of a mapping in place."""
+
+    def set_keys(mapping: Mapping, **values: object) -> Mapping:
+        for dotted, value in values.items():
+            *path, last = dotted.split("__")
+            node = mapping
+            for key in path:
+                node = node[key]
+            node[last] = value
+        return mapping
+
+    return set_keys
+
+
+class StoppingRun(Run):
+    """A run that is asked to stop once a step has been logged."""
+
+    def __init__(self, path: Path, stop_after: int) -> None:
+        super().__init__(path, threads=1)
+        self._stop_after = stop_after
+
+    def log(self, stream: str, step: int, **metrics: float) -> None:
+        super().log(stream, step, **metrics)
+        if step == self._stop_after:
+            self.request_stop("SIGTERM")
+
+
+@pytest.fixture
+def stopping_run() -> type[StoppingRun]:
+    return StoppingRun
