@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.live import Live
 
-from rundir import ENDED, ClusterError, OptsweepError, State, UserError, unknown
+from rundir import DONE, ENDED, ClusterError, OptsweepError, State, UserError, unknown
 from rundir.files import LOG_FILE, SWEEP_DIR
 from sweeps import display, ledger, scheduler, states
 from sweeps.plan import Plan
@@ -77,7 +77,7 @@ def status(arguments: argparse.Namespace) -> int:
         table.title = f"sweep {plan.sweep}: {display.summary(surveyed)}"
         table.title_justify = "left"
         display.out.print(table)
-    return 1 if any(s.state in ENDED and s.state is not State.COMPLETED for s in surveyed) else 0
+    return 1 if any(s.state in ENDED - DONE for s in surveyed) else 0
 
 
 def watch(arguments: argparse.Namespace) -> int:

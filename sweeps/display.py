@@ -85,7 +85,7 @@ def dry_run(
         out.print(
             f"\n--- {submission.backend}: {_n(submission.elements, 'worker')} ---", markup=False
         )
-        out.print(script, markup=False, highlight=False)
+        out.print(script, markup=False, soft_wrap=True)
     out.print(_cost(wanted, scripts, cluster), markup=False)
     err.print("dry run: nothing was submitted or written")
 
@@ -115,17 +115,17 @@ def follow(plan: Plan, indices: Sequence[int]) -> int:
     Ctrl-C asks the workers to checkpoint and stop, waits for them, and tells how to go on.
     """
     try:
-        last = _follow(plan, indices)
+        return _finish(plan, _follow(plan, indices))
     except KeyboardInterrupt:
         err.print(
-            "stopping: runs save a checkpoint at their next step; Ctrl-C again to leave them alone"
+            "stopping: runs save a checkpoint at their next step (Ctrl-C again: stop waiting)"
         )
         stop_local(plan)
-        try:
-            last = _follow(plan, indices)
-        except KeyboardInterrupt:
-            return 130
-    return _finish(plan, last)
+    try:
+        err.print(f"sweep {plan.sweep}: {summary(_follow(plan, indices))}; launch again to go on")
+    except KeyboardInterrupt:
+        err.print("the workers are still stopping; launch again to go on")
+    return 130
 
 
 def _follow(plan: Plan, indices: Sequence[int]) -> list[RunState]:
@@ -259,20 +259,19 @@ def duration(seconds: float | None) -> str:
 
 def _finish(plan: Plan, asked: Sequence[RunState]) -> int:
     """Print the outcome of a local sweep and return its exit code."""
-    counts = _counts(asked)
     err.print(f"sweep {plan.sweep}: {summary(asked)}")
     bad = [s for s in asked if s.state not in DONE]
     for (word, reason), alike in _by_reason(bad).items():
         log = plan.directory(alike[0].run) / LOG_FILE
         err.print(f"  {_n(len(alike), 'run')} {word}: {reason}; the end of {log}:", markup=False)
         print_tail(log)
-    if any(s.state is State.PLANNED for s in bad):
-        err.print("  workers ended before they got to every run; their last words:")
-        for log in sorted(plan.home.glob(f"{ledger.SUBMISSIONS_DIR}/*/*_log.out"))[-1:]:
-            print_tail(log)
+    if bad and not _by_reason(bad):
+        logs = sorted(plan.home.glob(f"{ledger.SUBMISSIONS_DIR}/*/*_log.out"), key=os.path.getmtime)
+        err.print("  the workers ended before these runs; the end of their log:")
+        print_tail(logs[-1])
     if bad:
         err.print("  launch again to run what is missing")
-    return 1 if bad or counts.get(State.DIVERGED) else 0
+    return 1 if bad else 0
 
 
 def _by_reason(asked: Sequence[RunState]) -> dict[tuple[State, str], list[RunState]]:

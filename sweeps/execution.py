@@ -68,8 +68,9 @@ def execute(
         except BaseException as raised:
             error = raised
             expected = isinstance(raised, (OptsweepError, KeyboardInterrupt))
-            trace = None if expected else raised
-            logging.getLogger(__name__).log(logging.ERROR, "%s", ending(raised)[1], exc_info=trace)
+            logging.getLogger(__name__).error(  # noqa: TRY400 - a traceback only for surprises
+                "%s: %s", *ending(raised)[:2], exc_info=None if expected else raised
+            )
         run.end(*ending(error))
     return run.status
 

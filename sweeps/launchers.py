@@ -6,10 +6,12 @@ do; the planner calls :meth:`submit`, which leaves nothing behind in the launchi
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +117,8 @@ class SlurmLauncher(theirs.SlurmLauncher):  # type: ignore[misc]
 
         executor = cls._executor(cluster, plan, submission)
         try:
-            with scheduler.clean_environment():
+            # sbatch's words go into the error; submitit would print them as well.
+            with scheduler.clean_environment(), redirect_stderr(io.StringIO()):
                 job = executor._submit_command(worker_command(plan, submission, []))
         except (FailedJobError, FailedSubmissionError) as error:
             said = [line for line in str(error).splitlines() if line.startswith("sbatch:")]

@@ -9,6 +9,7 @@ so that a run that crashes takes nobody along.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import os
 import signal
@@ -77,6 +78,7 @@ class Worker:
         """Be the child: never return."""
         code = 1
         try:
+            _die_with_parent()
             log = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -111,6 +113,18 @@ class Worker:
         self.stopped = signal.Signals(number).name
         if self._child:
             os.kill(self._child, number)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its worker dies.
+
+    The worker holds the claim: a run that outlived it would be taken for lost and run twice.
+    """
+    pr_set_pdeathsig = 1
+    worker = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if worker == 1 or os.getppid() != worker:
+        os._exit(1)
 
 
 def slurm_element() -> str | None:

@@ -1,0 +1,80 @@
+"""A place to launch from: a temporary directory, the project's launch.py, and the toy task."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TOY = ("task=toy.run", "check=toy.check", "training.training_params.max_steps=3")
+"""Overrides that replace the trainer by tests/sweeps/toy.py."""
+
+
+@dataclass
+class Shell:
+    """Runs the project's commands as a user would, from a directory of the test's own."""
+
+    cwd: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        toy = str(ROOT / "tests" / "sweeps")
+        path = os.pathsep.join([str(ROOT), toy])
+        return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **self.env}
+
+    def command(self, *arguments: str) -> list[str]:
+        first = (
+            [sys.executable, str(ROOT / "launch.py")]
+            if arguments[0] == "launch"
+            else [sys.executable]
+        )
+        return [*first, *(arguments[1:] if arguments[0] == "launch" else arguments)]
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.cwd,
+            env=self.environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **more,
+        )
+
+    def __call__(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.cwd,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def status(self, *sweep: str) -> list[dict[str, Any]]:
+        """Return what ``python -m sweeps status --json`` says."""
+        found: list[dict[str, Any]] = json.loads(
+            self("-m", "sweeps", "status", *sweep, "--json", code=None).stdout
+        )
+        return found
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def toy() -> tuple[str, ...]:
+    return TOY

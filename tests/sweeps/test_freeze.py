@@ -1,0 +1,62 @@
+import os
+import subprocess
+
+import pytest
+
+from rundir import OptsweepError
+from sweeps.freeze import freeze, verify
+
+
+@pytest.fixture
+def project(tmp_path):
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "tracked.py").write_text("x = 1\n")
+    (root / ".gitignore").write_text("ignored.py\n")
+    (root / "ignored.py").write_text("secret\n")
+    os.symlink("tracked.py", root / "link.py")
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", "-C", str(root), *command], check=True)
+    (root / "untracked.py").write_text("y = 2\n")
+    return root
+
+
+def test_copies_tracked_changed_and_untracked_files_but_not_ignored_ones(project, tmp_path):
+    (project / "tracked.py").write_text("x = 'changed'\n")
+    name = freeze(tmp_path / "home", project)
+    frozen = tmp_path / "home" / "code" / name
+    assert (frozen / "tracked.py").read_text() == "x = 'changed'\n"
+    assert (frozen / "untracked.py").exists()
+    assert (frozen / "link.py").is_symlink()
+    assert not (frozen / "ignored.py").exists()
+    verify(frozen)
+
+
+def test_the_same_code_is_stored_once_and_other_code_beside_it(project, tmp_path):
+    first = freeze(tmp_path / "home", project)
+    assert freeze(tmp_path / "home", project) == first
+    (project / "tracked.py").write_text("x = 3\n")
+    second = freeze(tmp_path / "home", project)
+    assert sorted(os.listdir(tmp_path / "home" / "code")) == sorted([first, second])
+
+
+@pytest.mark.parametrize("tamper", ["edit", "add", "remove"])
+def test_a_changed_copy_refuses_to_run(project, tmp_path, tamper):
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
+    if tamper == "edit":
+        (frozen / "tracked.py").write_text("x = 2\n")
+    elif tamper == "add":
+        (frozen / "new.py").write_text("")
+    else:
+        (frozen / "tracked.py").unlink()
+    with pytest.raises(OptsweepError, match="has changed since submission"):
+        verify(frozen)
+
+
+def test_outside_git_everything_but_results_is_code(tmp_path):
+    root = tmp_path / "plain"
+    (root / "outputs").mkdir(parents=True)
+    (root / "outputs" / "big").write_text("result")
+    (root / "a.py").write_text("")
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", root)
+    assert os.listdir(frozen) == ["a.py"]

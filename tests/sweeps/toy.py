@@ -1,0 +1,43 @@
+"""A task that is not ours: no torch, a few milliseconds a step, and every way to end badly."""
+
+import os
+import signal
+import time
+
+from rundir import Diverged, Preempted, Run, UserError
+
+
+def check(config: dict) -> None:
+    lr = config["optimizer"]["optimizer_params"]["lr"]
+    if lr < 0:
+        raise UserError(f"optimizer.optimizer_params.lr = {lr}; must be ≥ 0")
+
+
+def run(config: dict, run: Run) -> None:
+    steps = config["training"]["training_params"]["max_steps"]
+    lr = config["optimizer"]["optimizer_params"]["lr"]
+    state = run.checkpoints / "step.txt"
+    first = int(state.read_text()) if state.exists() else 0
+    for step in range(first, steps):
+        if run.stop_requested:
+            run.checkpoints.mkdir(exist_ok=True)
+            state.write_text(str(step))
+            raise Preempted(f"stopped by {run.stop_requested} after a checkpoint at step {step}")
+        time.sleep(float(os.environ.get("TOY_STEP_S", "0.01")))
+        run.log("train", step + 1, loss=1 / (step + 1) + lr)
+        run.progress(step + 1, steps, loss=1 / (step + 1) + lr, tokens_per_second=1000.0)
+    misbehave(config["seed"])
+
+
+def misbehave(seed: int) -> None:
+    """End as the seed says."""
+    if seed == 901:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if seed == 902:
+        os._exit(3)
+    if seed == 903:
+        raise RuntimeError("the task is broken")
+    if seed == 904:
+        raise Diverged("loss is nan at step 2")
+    if seed == 905:
+        raise MemoryError
