@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.kernels import AdamWScalars, adamw_step
+from trainer.kernels.adamw import Slot
+from trainer.optim.adamw import KernelAdamW
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed: pip install optsweep[triton]",
+)
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_triton
+def test_the_kernel_agrees_with_its_oracle_in_tritons_interpreter() -> None:
+    tests = str(HERE / "interpreted_adamw.py")
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_kernel_compiles_to_128_bit_accesses_without_spills(
+    capability: int, tmp_path: Path
+) -> None:
+    done = run(
+        str(HERE / "compile_adamw.py"),
+        str(capability),
+        str(tmp_path),
+        TRITON_CACHE_DIR=str(tmp_path / "cache"),
+        TRITON_INTERPRET="0",
+    )
+    assert done.returncode == 0, done.stderr
+    ptx = (tmp_path / "adamw.ptx").read_text()
+    assert f".target sm_{capability}" in ptx
+    blocks_per_thread = 2
+    assert ptx.count("ld.global.v4.b32") == 4 * blocks_per_thread
+    assert ptx.count("st.global.v4.b32") == 3 * blocks_per_thread
+    assert ".local" not in ptx
+    assert "0 bytes spill stores, 0 bytes spill loads" in (tmp_path / "ptxas.txt").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_twin_agrees_with_the_oracle(dtype: torch.dtype, adamw_oracle: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(5, 7), (), (0,), (130,)]
+    weights = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    slots = [Slot(w, w, torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
+    oracles = [adamw_oracle(weight) for weight in weights]
+    for step in range(1, 5):
+        gradients = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        now = [slot._replace(gradient=g) for slot, g in zip(slots, gradients, strict=True)]
+        clip = torch.tensor(0.5, dtype=dtype)
+        adamw_step(now, AdamWScalars(0.03, 0.9, 0.99, 1e-8, 0.1, step), "torch", clip)
+        for oracle, gradient in zip(oracles, gradients, strict=True):
+            oracle.step(0.5 * gradient, lr=0.03, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for weight, oracle in zip(weights, oracles, strict=True):
+        torch.testing.assert_close(weight.double(), oracle.weight, rtol=tolerance, atol=tolerance)
+
+
+def test_a_step_without_gradients_changes_nothing() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = KernelAdamW(
+        [weight], lr=1.0, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.5, backend="torch"
+    )
+    optimizer.step()
+    adamw_step([], AdamWScalars(1.0, 0.9, 0.9, 1e-8, 0.5, 1), "torch")
+    assert torch.equal(weight.detach(), torch.ones(3))
+    assert not optimizer.state
+
+
+def test_groups_step_with_their_own_learning_rate_and_decay() -> None:
+    def groups() -> list[dict[str, Any]]:
+        weights = [torch.nn.Parameter(torch.full((4,), 2.0)) for _ in range(2)]
+        for weight in weights:
+            weight.grad = torch.arange(4.0)
+        return [
+            {"params": [weights[0]], "lr": 0.1, "weight_decay": 0.0},
+            {"params": [weights[1]], "lr": 0.01, "weight_decay": 0.3},
+        ]
+
+    hyper: dict[str, Any] = {"lr": 1.0, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+    ours = KernelAdamW(groups(), **hyper, backend="torch")  # type: ignore[arg-type]
+    theirs = torch.optim.AdamW(groups(), **hyper)
+    for _ in range(3):
+        ours.step()
+        theirs.step()
+    for our, their in zip(ours.param_groups, theirs.param_groups, strict=True):
+        torch.testing.assert_close(our["params"][0], their["params"][0])

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from rundir import UserError
+from trainer.kernels import choose_backend
+from trainer.kernels import backend as backend_module
+
+WEIGHTS = [torch.zeros(3)]
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def pretend_triton(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
+    spec = importlib.util.find_spec("json") if installed else None
+    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda _name: spec)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_is_torch_on_a_cpu(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    pretend_triton(monkeypatch, installed=installed)
+    assert choose_backend("auto", WEIGHTS) == "torch"
+    assert choose_backend("torch", WEIGHTS) == "torch"
+
+
+def test_auto_leaves_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_triton(monkeypatch, installed=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose_backend("auto", WEIGHTS) == "torch"
+    assert choose_backend("triton", WEIGHTS) == "triton"
+
+
+def test_triton_without_its_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_triton(monkeypatch, installed=False)
+    with pytest.raises(UserError) as caught:
+        choose_backend("triton", WEIGHTS)
+    assert str(caught.value) == (
+        "backend = 'triton'; must be auto or torch: Triton is not installed here; it comes with "
+        "the extra optsweep[triton]"
+    )
+
+
+def test_triton_without_a_cuda_device_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_triton(monkeypatch, installed=True)
+    with pytest.raises(UserError) as caught:
+        choose_backend("triton", WEIGHTS)
+    assert str(caught.value) == (
+        "backend = 'triton'; must be auto or torch: the weights lie on cpu, and Triton needs a "
+        "CUDA device"
+    )
+    assert caught.value.exit_code == 2
+
+
+def test_triton_on_other_than_fp32_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_triton(monkeypatch, installed=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(UserError, match="the kernel works on fp32 weights only"):
+        choose_backend("triton", [torch.zeros(3, dtype=torch.float64)])
