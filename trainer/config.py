@@ -109,7 +109,7 @@ class TrainingParams:
     """Precision of float32 matrix products on CUDA; CPUs always use full float32."""
     autocast: bool = False
     """Mixed precision on CUDA; CPUs stay in float32."""
-    mixed_precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    mixed_precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Type that autocast computes in; float32 is no autocast."""
     compile: bool = False
     """torch.compile the model on CUDA."""

@@ -52,8 +52,10 @@ def test_a_torn_newest_falls_back_to_the_one_before(
     newest.write_bytes(newest.read_bytes()[:kept_bytes])
     assert loaded_step(tmp_path) == 10
     assert caplog.messages == [
-        "checkpoint step-00000020.pt is not usable (its hash does not match); "
-        "looking for an older one"
+        (
+            "checkpoint step-00000020.pt is not usable (its hash does not match); "
+            "looking for an older one"
+        )
     ]
 
 

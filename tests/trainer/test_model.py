@@ -1,4 +1,3 @@
-# ruff: noqa: N802, N806 - tensor names end in their shape
 from __future__ import annotations
 
 import math

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainer
+from rundir import Diverged, OptsweepError, Preempted, Run, State, UserError, read_status
+from rundir.files import METRICS_FILE, iter_metrics
+from trainer.optim.params import REGISTRY
+
+Mapping = dict[str, Any]
+Change = Callable[..., Mapping]
+Stopping = Callable[[Path, int], Run]
+Curve = dict[tuple[str, int], float]
+
+OPTIMIZER = "optimizer__optimizer_params__"
+LOGGING = "logging__logging_params__"
+
+
+def curve(path: Path, metric: str = "loss") -> Curve:
+    """Return the metric by stream and step; a later attempt's record replaces an earlier one's."""
+    records = iter_metrics(path / METRICS_FILE)
+    return {(r["stream"], r["step"]): r[metric] for r in records if metric in r}
+
+
+def trained(config: Mapping, path: Path) -> Curve:
+    with Run(path, threads=1) as run:
+        trainer.run(config, run)
+    return curve(path)
+
+
+def interrupted(config: Mapping, path: Path, stopping_run: Stopping, step: int) -> None:
+    with pytest.raises(Preempted), stopping_run(path, step) as run:
+        trainer.run(config, run)
+
+
+def test_the_same_configuration_gives_the_same_curve_to_the_bit(
+    tiny: Mapping, tmp_path: Path
+) -> None:
+    assert trained(tiny, tmp_path / "a") == trained(tiny, tmp_path / "b")
+
+
+def test_another_seed_gives_another_curve(tiny: Mapping, change: Change, tmp_path: Path) -> None:
+    first = trained(tiny, tmp_path / "a")
+    assert first != trained(change(tiny, seed=43) | {}, tmp_path / "b")
+
+
+def test_the_loss_falls_from_the_logarithm_of_the_vocabulary(tiny: Mapping, tmp_path: Path) -> None:
+    losses = trained(tiny, tmp_path)
+    assert losses["train", 1] == pytest.approx(math.log(256), abs=0.05)
+    assert losses["val", 12] < losses["val", 3] < math.log(256)
+
+
+def test_accumulating_micro_batches_changes_only_rounding(
+    tiny: Mapping, change: Change, tmp_path: Path
+) -> None:
+    accumulated = trained(tiny, tmp_path / "a")
+    whole = trained(change(tiny, training__training_params__batch_size=8), tmp_path / "b")
+    assert whole == pytest.approx(accumulated, rel=1e-4)
+
+
+def test_every_metric_is_logged_when_it_is_due(
+    tiny: Mapping, change: Change, tmp_path: Path
+) -> None:
+    trained(change(tiny, **{f"{LOGGING}log_step": 5, f"{LOGGING}val_step": 5}), tmp_path)
+    records = list(iter_metrics(tmp_path / METRICS_FILE))
+    train = [record for record in records if record["stream"] == "train"]
+    assert [record["step"] for record in train] == [1, 5, 10, 12]
+    assert [r["step"] for r in records if r["stream"] == "val"] == [5, 10, 12]
+    assert set(train[0]) - {"stream", "step", "t", "attempt"} == {
+        "loss",
+        "lr",
+        "grad_norm",
+        "step_time",
+        "tokens_per_second",
+        "tokens",
+    }
+    assert train[-1]["tokens"] == 12 * 128
+    assert train[-1]["tokens_per_second"] == pytest.approx(128 / train[-1]["step_time"])
+
+
+def test_the_learning_rate_follows_its_schedule(
+    tiny: Mapping, change: Change, tmp_path: Path
+) -> None:
+    tiny["optimizer"]["optimizer_params"] |= {
+        "lr": 0.01,
+        "lr_schedule": "constant-linear",
+        "warm_up_fraction": 0.5,
+    }
+    trained(tiny, tmp_path)
+    rates = [rate for (_, _), rate in sorted(curve(tmp_path, "lr").items(), key=lambda x: x[0][1])]
+    flat, falling = [0.01] * 7, [0.01 * (1 - k / 6) for k in range(1, 6)]
+    assert rates == pytest.approx(flat + falling)
+
+
+def test_a_run_ends_completed_with_its_last_figures(tiny: Mapping, tmp_path: Path) -> None:
+    losses = trained(tiny, tmp_path)
+    status = read_status(tmp_path)
+    assert status is not None
+    assert (status.state, status.step, status.total_steps) == (State.COMPLETED, 12, 12)
+    assert status.figures is not None
+    assert status.figures["loss"] == losses["train", 12]
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_an_interrupted_run_continues_to_the_bit(
+    tiny: Mapping, tmp_path: Path, stopping_run: Stopping, name: str
+) -> None:
+    tiny["optimizer"]["optimizer_params"] = {"name": name, "lr": 0.01}
+    undisturbed = trained(tiny, tmp_path / "a")
+    interrupted(tiny, tmp_path / "b", stopping_run, step=6)
+    assert ("train", 7) not in curve(tmp_path / "b")
+    assert trained(tiny, tmp_path / "b") == undisturbed
+
+
+def test_stopping_says_where_and_saves_even_when_saving_is_off(
+    tiny: Mapping, change: Change, tmp_path: Path, stopping_run: Stopping
+) -> None:
+    change(tiny, **{f"{LOGGING}save_ckpt_step": 0})
+    interrupted(tiny, tmp_path, stopping_run, step=5)
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.state is State.PREEMPTED
+    assert status.reason == "SIGTERM at step 5 of 12; checkpoint written"
+    assert (tmp_path / "checkpoints" / "step-00000005.pt").exists()
+
+
+def test_a_torn_newest_checkpoint_costs_steps_but_no_bit(
+    tiny: Mapping, tmp_path: Path, stopping_run: Stopping
+) -> None:
+    undisturbed = trained(tiny, tmp_path / "a")
+    interrupted(tiny, tmp_path / "b", stopping_run, step=6)
+    newest = tmp_path / "b" / "checkpoints" / "step-00000006.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert trained(tiny, tmp_path / "b") == undisturbed
+    resumed = [r["step"] for r in iter_metrics(tmp_path / "b" / METRICS_FILE) if r["attempt"] == 2]
+    assert min(resumed) == 5
+
+
+def test_a_killed_run_continues_to_the_bit(tiny: Mapping, change: Change, tmp_path: Path) -> None:
+    change(tiny, training__training_params__max_steps=120, **{f"{LOGGING}val_step": 50})
+    change(tiny, **{f"{LOGGING}save_ckpt_step": 10})
+    program = (
+        "import json, sys, trainer\n"
+        "from rundir import Run\n"
+        "trainer.run(json.loads(sys.argv[1]), Run(sys.argv[2], threads=1))\n"
+    )
+    path = tmp_path / "b"
+    victim = subprocess.Popen([sys.executable, "-c", program, json.dumps(tiny), str(path)])
+    deadline = time.monotonic() + 60
+    while not (path / "checkpoints" / "step-00000020.pt.sha256").exists():
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert trained(tiny, path) == trained(tiny, tmp_path / "a")
+
+
+def test_a_finished_run_trained_again_does_nothing(tiny: Mapping, tmp_path: Path) -> None:
+    finished = trained(tiny, tmp_path)
+    assert trained(tiny, tmp_path) == finished
+    assert {record["attempt"] for record in iter_metrics(tmp_path / METRICS_FILE)} == {1}
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    tiny: Mapping, change: Change, tmp_path: Path, stopping_run: Stopping
+) -> None:
+    interrupted(tiny, tmp_path, stopping_run, step=5)
+    with pytest.raises(UserError, match=r"holds checkpoints with model_config = .*'n_layer': 1"):
+        trained(change(tiny, model__config__n_layer=2), tmp_path)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    tiny: Mapping, change: Change, tmp_path: Path, stopping_run: Stopping
+) -> None:
+    interrupted(tiny, tmp_path, stopping_run, step=5)
+    with pytest.raises(UserError, match=r"optimizer_name = 'adamw'; must be 'muon', as configured"):
+        trained(change(tiny, **{f"{OPTIMIZER}name": "muon"}), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(
+    tiny: Mapping, change: Change, tmp_path: Path
+) -> None:
+    change(tiny, **{f"{OPTIMIZER}name": "sgd", f"{OPTIMIZER}lr": 1e30, f"{LOGGING}log_step": 8})
+    with pytest.raises(Diverged, match=r"loss is (nan|inf) at step \d of 12"):
+        trained(tiny, tmp_path)
+    last = list(iter_metrics(tmp_path / METRICS_FILE))[-1]
+    assert not math.isfinite(last["loss"])
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.state is State.DIVERGED
+
+
+def test_what_a_cpu_does_not_do_is_said_once(
+    tiny: Mapping, change: Change, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(tiny, training__training_params__max_steps=2)
+    tiny["training"]["training_params"] |= {"autocast": True, "compile": True}
+    with caplog.at_level(logging.INFO):
+        trained(tiny, tmp_path)
+    said = [message for message in caplog.messages if "not used on cpu" in message]
+    assert said == [
+        "training_params.compile: not used on cpu",
+        "training_params.autocast: not used on cpu, float32 it is",
+    ]
+
+
+def test_a_notebook_needs_five_lines(tmp_path: Path) -> None:
+    from trainer import DatasetConfig, GPTConfig, TrainConfig, TrainingParams, train
+
+    config = TrainConfig(
+        model=GPTConfig(n_embd=16, n_layer=1, n_head=2),
+        data=DatasetConfig(),
+        training=TrainingParams(
+            tokens_processed=64,
+            batch_size=4,
+            context_length=16,
+            val_tokens_processed=64,
+            max_steps=2,
+        ),
+    )
+    with Run(tmp_path, threads=1) as run:
+        train(config, run)
+    assert ("val", 2) in curve(tmp_path)
+
+
+def test_data_that_only_tokenizing_can_measure_is_checked_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+    import torch
+
+    from trainer import TrainConfig, training
+    from trainer.data.corpus import Corpus
+
+    short = Corpus(np.zeros(900, np.uint8), np.zeros(100, np.uint8))
+    monkeypatch.setattr(training, "load_corpus", lambda _: short)
+    with pytest.raises(OptsweepError, match=r"context_length = 128; must be at most 99"):
+        training.Training(TrainConfig(), torch.device("cpu"))
