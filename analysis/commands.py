@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import collector, manifest, tables
+from analysis.problems import clip
 from analysis.settings import settings_of
 from analysis.store import PROBLEMS_FILE, read_problems
 from rundir.errors import UserError
@@ -50,7 +51,8 @@ def collect(options: argparse.Namespace) -> None:
     """Bring the store up to date, with a progress bar and a summary on stderr."""
     console = Console(stderr=True)
     bar = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*bar, console=console, transient=True) as progress:
+    quiet = not console.is_terminal
+    with Progress(*bar, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=None)
         summary = collector.collect(
             options.roots or None,
@@ -135,20 +137,22 @@ def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
     for name in telling or ["name"]:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         title = name.rpartition(".")[2]
-        shown.add_column(title, justify="right" if numeric else "left", overflow="fold")
+        shown.add_column(
+            title, justify="right" if numeric else "left", overflow="fold", min_width=len(title)
+        )
     shown.add_column("state", no_wrap=True)
     for title in ("step", "val loss", "best", "tokens/s", "time"):
         shown.add_column(title, justify="right", no_wrap=True)
     reasons = frame["reason"].notna().any()
     if reasons:
-        shown.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
+        shown.add_column("reason")
     best = _leader(frame)
     for position, row in enumerate(frame.to_dict("records")):
         cells = [_cell(row[name]) for name in (["name"] if named else telling)]
         cells += [_cell(row["state"]), _steps(row)]
         cells += [_number(row.get(f"{kind}.val.loss"), "{:.4f}") for kind in ("final", "best")]
         cells += [_number(row["tokens_per_second"], "{:,.0f}"), _duration(row["duration_s"])]
-        cells += ["" if _absent(row["reason"]) else _cell(row["reason"])] if reasons else []
+        cells += ["" if _absent(row["reason"]) else clip(row["reason"], 80)] if reasons else []
         style = "bold" if position == best else ""
         shown.add_row(*(Text(cell) for cell in cells), style=style)
     _console().print(shown)
@@ -240,7 +244,7 @@ def _absent(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if _absent(value):
         return "-"
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+    return f"{value:g}" if isinstance(value, float) else clip(str(value))
 
 
 def _number(value: Any, form: str) -> str:

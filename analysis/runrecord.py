@@ -50,6 +50,10 @@ FIXED: dict[str, Kind] = {
 }
 """Columns that every runs table has, first and in this order; ``tables.runs`` documents them."""
 
+_OF_STATUS = frozenset(
+    {"state", "reason", "attempt", "steps", "total_steps", "ended_at", "exit_code"}
+)
+
 LARGEST_FILE = 16 << 20
 LARGEST_PLAN = 1 << 30
 """A planned run takes about a kilobyte."""
@@ -85,22 +89,20 @@ def read_run(found: Found) -> tuple[dict[str, Any], list[Problem]]:
     row: dict[str, Any] = {"run": found.run, "directory": found.directory}
     row |= _identity(record, found) | _standing(record, status)
     row |= _provenance(record) | _configuration(record.get("config"))
-    _check_fixed(row, found, status, problems)
+    _check_fixed(row, found, problems)
     if row["state"] is not None and row["state"] not in {str(state) for state in State}:
         detail = clip(f"state = {row['state']}; no state of a run")
         problems.append(Problem(found.run, STATUS_FILE, None, "status", detail))
     return row, problems
 
 
-def _check_fixed(
-    row: dict[str, Any], found: Found, status: dict[str, Any], problems: list[Problem]
-) -> None:
+def _check_fixed(row: dict[str, Any], found: Found, problems: list[Problem]) -> None:
     for name, kind in FIXED.items():
         value = row.get(name)
         if kind == "json":
             row[name] = None if value is None else json_text(value)
         elif value is not None and not _fits(value, _ACCEPTED[kind]):
-            source = STATUS_FILE if name in status else RUN_FILE
+            source = STATUS_FILE if name in _OF_STATUS else RUN_FILE
             detail = clip(f"{name} = {value!r}; must be {kind}")
             problems.append(Problem(found.run, source, None, "status", detail))
             row[name] = None
@@ -157,7 +159,7 @@ def _standing(record: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
         for key in ("state", "reason", "attempt", "total_steps", "ended_at", "exit_code")
     }
     row["steps"] = status.get("step")
-    row["attempts"] = len(attempts) or status.get("attempt")
+    row["attempts"] = len(attempts) or None
     for key in ("host", "job", "started_at"):
         row[key] = status.get(key) or last.get(key)
     row["job"] = row["job"] or (slurm or {}).get("job_id")

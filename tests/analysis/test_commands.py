@@ -1,0 +1,194 @@
+"""The command line: golden texts, streams and exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis.__main__ import main
+from analysis.collector import collect
+
+TABLE = """
+ optimizer      lr   state       step   val loss     best   tokens/s   time   reason
+ muon        0.001   completed     10     1.5100   1.5100      1,006   0.0s
+ muon         0.01   completed     10     1.6000   1.6000      1,006   0.0s
+ adamw        0.01   completed     10     1.9000   1.9000      1,006   0.0s
+ adamw       0.001   completed     10     1.9900   1.9900      1,006   0.0s
+ muon          0.1   planned        -          -        -          -      -
+ muon            1   failed      3/10     3.7000   3.7000      1,002   0.0s   RuntimeError: no memory
+ adamw           1   diverged      10        nan        -      1,006   0.0s   nan
+"""
+
+
+@pytest.fixture
+def store(sweep_place: Path) -> Path:
+    collect()
+    return sweep_place / "store"
+
+
+def squeezed(text: str) -> list[list[str]]:
+    """Return the cells of a printed table without its rule, widths and wall times."""
+    lines = re.sub(r"\b\d+\.\ds", "0.0s", text).splitlines()
+    return [re.split(r"  +", line.strip()) for line in lines if line.strip() and "─" not in line]
+
+
+def test_the_table_has_the_best_run_first_and_failures_with_reasons(store: Path, capsys) -> None:
+    assert main(["table", "quickstart"]) == 0
+    out, err = capsys.readouterr()
+    assert squeezed(out) == squeezed(TABLE)
+    assert max(map(len, out.splitlines())) <= 100
+    assert re.fullmatch(
+        r"store: collected \d+ seconds ago; refresh with: python -m analysis collect\n", err
+    )
+
+
+def test_json_is_strict_and_tells_nan_from_null(store: Path, capsys) -> None:
+    assert main(["table", "--json"]) == 0
+
+    def refuse(token: str) -> None:
+        raise AssertionError(token)
+
+    rows = {r["name"]: r for r in json.loads(capsys.readouterr().out, parse_constant=refuse)}
+    assert rows["a-1"]["final.val.loss"] == "NaN"
+    assert rows["m-0.1"]["final.val.loss"] is None
+
+
+def test_csv_has_a_row_a_run(store: Path, capsys) -> None:
+    assert main(["table", "--csv", "--all"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 7
+    assert rows[0]["config.optimizer.optimizer_params.lr"] == "0.001"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "names"),
+    [
+        (["lr>=0.01", "state=completed"], ["m-0.01", "a-0.01"]),
+        (["optimizer = muon", "lr<0.01"], ["m-0.001"]),
+        (["diverged=true"], ["a-1"]),
+        (["state!=completed", "final.val.loss>0"], ["m-1"]),
+    ],
+)
+def test_where_keeps_what_holds(
+    store: Path, capsys, conditions: list[str], names: list[str]
+) -> None:
+    flags = [part for condition in conditions for part in ("--where", condition)]
+    assert main(["table", "--json", *flags]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == names
+
+
+def test_by_sorts_by_any_column(store: Path, capsys) -> None:
+    assert main(["table", "--json", "--by", "name"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert names == sorted(names)
+
+
+def test_collect_says_what_it_did_on_stderr(sweep_place: Path, capsys) -> None:
+    (sweep_place / "multirun/quickstart/nano/muon/m-0.01/run.json").write_text("{")
+    assert main(["collect"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = re.sub(r"\d+\.\d s", "0.0 s", err).strip().splitlines()
+    assert lines[-2] == "store: 6 new, 0 changed, 0 unchanged, 1 not started, 1 problem in 0.0 s"
+    assert lines[-1].startswith("  multirun/quickstart/nano/muon/m-0.01/run.json: not JSON")
+
+
+def test_diff_prints_both_sides(store: Path, capsys) -> None:
+    assert main(["diff", "a-0.001", "a-0.01"]) == 0
+    assert squeezed(capsys.readouterr().out) == [
+        ["a", "multirun/quickstart/nano/adamw/a-0.001"],
+        ["b", "multirun/quickstart/nano/adamw/a-0.01"],
+        ["key", "a", "b"],
+        ["optimizer.optimizer_params.lr", "0.001", "0.01"],
+    ]
+    assert main(["diff", "--json", "a-0.001", "a-0.01"]) == 0
+    differences = json.loads(capsys.readouterr().out)["differences"]
+    assert differences == {"optimizer.optimizer_params.lr": [0.001, 0.01]}
+
+
+def test_markup_in_names_stays_text(run_maker, capsys) -> None:
+    run_maker("x", error=RuntimeError("[red]oh[/red] \x1b[31m"))
+    collect()
+    assert main(["table"]) == 0
+    out = capsys.readouterr().out
+    assert "[red]oh[/red]" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["table", "quikstart"],
+            "unknown sweep quikstart; must be one of: quickstart; did you mean quickstart?",
+        ),
+        (
+            ["table", "--where", "lr~3"],
+            "where = 'lr~3'; must be COLUMN OP VALUE with OP one of: = == != < <= > >=",
+        ),
+        (["table", "--where", "lr>big"], "where = 'lr>big'; lr must be compared with a number"),
+        (
+            ["table", "--where", "diverged=2"],
+            "where = 'diverged=2'; diverged must be compared with true or false",
+        ),
+        (
+            ["table", "--store", "x"],
+            "store = x; holds no manifest.json; run: python -m analysis collect",
+        ),
+        (
+            ["collect", "nowhere"],
+            "root = nowhere; must be a directory with run directories below it",
+        ),
+        (
+            ["collect", "--store", "file/store"],
+            "store = file/store; must be a writable directory; Not a directory",
+        ),
+        (
+            ["collect", "empty", "--store", "new"],
+            "roots = empty; must hold run directories; none was found below",
+        ),
+        (
+            ["plot", "--out", "file/x"],
+            "out = file/x; must be a writable directory; Not a directory",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    store: Path, capsys, arguments: list[str], text: str
+) -> None:
+    Path("file").write_text("")
+    Path("empty").mkdir()
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if line.startswith("error")] == [f"error: {text}"]
+    assert not Path("new").exists()
+
+
+def test_nothing_to_collect_is_one_line(place: Path, capsys) -> None:
+    assert main(["collect"]) == 2
+    text = f"roots = none; neither outputs nor multirun exists in {place}; name a directory"
+    assert capsys.readouterr().err == f"error: {text}\n"
+    assert not Path("store").exists()
+
+
+def test_a_reader_that_goes_away_is_no_error(store: Path) -> None:
+    root = Path(__file__).parents[2]
+    script = f"{sys.executable} -m analysis table --csv --all | head -c 10; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith("\n0\n") or done.stdout.endswith("0\n")
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

@@ -1,0 +1,105 @@
+"""The figures: what is drawn, with which labels; and that the notebook runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.collector import collect
+from rundir import UserError
+
+
+@pytest.fixture
+def store(sweep_place: Path) -> Path:
+    collect()
+    return sweep_place / "store"
+
+
+def test_loss_curves_show_every_run_best_first_and_mark_divergence(store: Path) -> None:
+    from analysis.plots import loss_curves
+
+    axes = loss_curves("quickstart", stream="train").axes[0]
+    assert axes.get_ylabel() == "training loss (nats per token)"
+    assert axes.get_xlabel() == "optimizer step"
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == [
+        "muon, lr 0.001: 1.510",
+        "muon, lr 0.01: 1.600",
+        "adamw, lr 0.01: 1.900",
+        "adamw, lr 0.001: 1.990",
+        "muon, lr 1: failed",
+        "adamw, lr 1: diverged",
+    ]
+    thick = [line.get_label() for line in axes.lines if line.get_linewidth() > 2]
+    assert sorted(thick) == ["adamw, lr 0.01: 1.900", "muon, lr 0.001: 1.510"]
+    crosses = [line for line in axes.lines if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] for line in crosses] == [5]
+
+
+def test_sensitivity_is_on_a_log_axis_with_crosses_where_nothing_converged(store: Path) -> None:
+    from analysis.plots import lr_sensitivity_plot
+
+    axes = lr_sensitivity_plot("quickstart").axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylabel() == "final validation loss (nats per token)"
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["adamw: 1.900 at 0.01", "muon: 1.510 at 0.001", "diverged"]
+    crosses = [line for line in axes.lines if line.get_marker() == "X" and len(line.get_xdata())]
+    assert [line.get_xdata()[0] for line in crosses] == [1.0]
+
+
+def test_many_runs_get_a_legend_of_groups(run_maker) -> None:
+    from analysis.plots import loss_curves
+
+    for number in range(14):
+        run_maker(
+            f"r{number}", lr=0.1 * (number + 1), loss=lambda step, n=number: 3.0 + n - step / 9
+        )
+    collect()
+    axes = loss_curves().axes[0]
+    assert len(axes.lines) == 14
+    assert len(axes.get_legend().get_texts()) == 1
+
+
+def test_plotting_leaves_no_global_state(store: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib._pylab_helpers import Gcf
+
+    from analysis.plots import save_plots
+
+    before = dict(mpl.rcParams)
+    paths = save_plots("quickstart", Path("plots"))
+    assert [path.name for path in paths] == ["loss_curves.png", "lr_sensitivity.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+    assert dict(mpl.rcParams) == before
+    assert not Gcf.figs
+
+
+def test_nothing_finite_to_draw_is_said(run_maker) -> None:
+    from analysis.plots import loss_curves, lr_sensitivity_plot
+
+    run_maker("a", loss=lambda _: float("nan"))
+    collect()
+    with pytest.raises(UserError) as caught:
+        loss_curves()
+    assert str(caught.value) == "metric = val.loss; must have finite values; no run has any"
+    with pytest.raises(UserError, match=r"final.val.loss; must have values of completed runs"):
+        lr_sensitivity_plot()
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_notebook_runs_from_top_to_bottom(store: Path, monkeypatch) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra [notebook]")
+    import nbformat
+
+    monkeypatch.setenv("OPTSWEEP_STORE", str(store))
+    path = Path(__file__).parents[2] / "analysis/notebooks/compare.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}
+    )
+    client.execute()
+    data = [out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert sum("image/png" in item for item in data) == 2
+    assert sum("text/html" in item for item in data) == 4
