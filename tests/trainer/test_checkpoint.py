@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainer import checkpoint
 from trainer.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 
 
@@ -83,7 +83,7 @@ def test_a_failed_write_leaves_the_older_one_and_no_litter(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 20)
     assert sorted(tmp_path.iterdir()) == before

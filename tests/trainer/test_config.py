@@ -102,8 +102,9 @@ REFUSED = [
         {f"{TRAINING}batchsize": 16},
         (
             "unknown key batchsize in training.training_params; must be one of: "
-            "autocast, batch_size, compile, context_length, gradnorm, max_steps, mixed_precision, num_epochs, "
-            "tensorcore_precision, tokens_processed, val_tokens_processed; did you mean batch_size?"
+            "autocast, batch_size, compile, context_length, gradnorm, max_steps, mixed_precision, "
+            "num_epochs, tensorcore_precision, tokens_processed, val_tokens_processed; "
+            "did you mean batch_size?"
         ),
     ),
     (
