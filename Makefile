@@ -1,0 +1,57 @@
+# Every target sets up what it needs; only git, make and Python 3.10 or newer have to be there.
+SHELL := bash
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-slurm test check slurm bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := gpt2,notebook,test,triton
+heading = @printf '\n== %s\n'
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/.complete ## install everything into .venv
+
+demo: .venv/.base ## sweep small GPTs on this machine: progress, table, plots (3 minutes)
+	$(BIN)/python launch.py sweep=quickstart
+	$(BIN)/python -m analysis collect
+	$(BIN)/python -m analysis table quickstart
+	$(BIN)/python -m analysis plot quickstart --out demo
+
+demo-slurm: .venv/.base slurm ## the same sweep as jobs of a private SLURM, started and stopped again
+	@tests/slurm/demo.sh $(BIN)/python
+
+test: check ## check, then every test
+	$(heading) 'slurm: set up'
+	@tests/slurm/install.sh || [ -z "$$CI" ]
+	$(heading) 'pytest'
+	@$(BIN)/python -m pytest
+
+check: .venv/.complete ## lint, format and strict types
+	$(heading) 'ruff check'
+	@$(BIN)/ruff check
+	$(heading) 'ruff format'
+	@$(BIN)/ruff format --check
+	$(heading) 'mypy'
+	@$(BIN)/mypy
+
+slurm: ## install SLURM for tests: by apt-get as root, else unpacked under .slurm
+	@tests/slurm/install.sh
+
+bench: .venv/.complete ## measure against the budgets
+	@for script in benchmarks/*.py; do printf '\n== %s\n' "$$script"; $(BIN)/python "$$script" || exit; done
+
+clean: ## remove .venv, caches and build products; never results
+	rm -rf .venv .slurm/root .slurm/log build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find analysis hydra_plugins rundir sweeps tests trainer -name __pycache__ -prune -exec rm -rf {} +
+
+# The base does for the demo, and spares it half a minute and 0.8 GB of test tools and Triton.
+.venv/.base: setup.cfg constraints.txt
+	@.ci/setup '$(PYTHON)' .
+	@touch $@
+
+.venv/.complete: setup.cfg constraints.txt
+	@.ci/setup '$(PYTHON)' '.[$(EXTRAS)]'
+	@touch .venv/.base $@

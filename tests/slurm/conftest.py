@@ -1,0 +1,180 @@
+"""Private one-machine SLURM clusters for the tests in this folder, without and with accounting.
+
+In CI none of these tests may be skipped: there a skip is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running SLURM."""
+
+    path: Path
+    """Holds etc/slurm.conf and the daemons' logs under log/."""
+    env: Mapping[str, str]
+    """Environment of a login shell of this cluster: the test's own without the SLURM_* in it."""
+    nodes: tuple[str, ...]
+    accounting: bool
+
+    def run(
+        self,
+        *argv: str | Path,
+        timeout: float = 60,
+        check: bool = True,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the cluster's environment; it must exit 0 unless ``check`` is off.
+
+        Args:
+            argv: the command's words.
+            timeout: seconds.
+            check: whether another exit code fails the test.
+            cwd: directory to run in.
+            env: variables on top of the cluster's.
+        """
+        words = [str(word) for word in argv]
+        done = subprocess.run(
+            words,
+            cwd=cwd,
+            env={**self.env, **(env or {})},
+            timeout=timeout,
+            text=True,
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        said = f"{shlex.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        assert not check or done.returncode == 0, said
+        return done
+
+    def wait_idle(self, timeout: float = 60) -> None:
+        """Return when no job is queued or running and every node is idle."""
+        deadline = time.monotonic() + timeout
+        while True:
+            queue = self.run("squeue", "--noheader").stdout
+            idle = self.run("sinfo", "--noheader", "-N", "-t", "idle", "-o", "%N").stdout.split()
+            if not queue and set(idle) == set(self.nodes):
+                return
+            assert time.monotonic() < deadline, (
+                f"after {timeout} s idle are {idle}; queue:\n{queue}"
+            )
+            time.sleep(0.1)
+
+    def kill_node(self, node: str, *, daemon_only: bool = False) -> None:
+        """End a node's slurmd by SIGKILL, with its jobs' processes unless told otherwise."""
+        self.run(SCRIPTS / "nodekill.sh", node, "daemon" if daemon_only else "all")
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Lab]:
+    """SLURM without accounting: sacct has nothing to say."""
+    with start_lab(accounting=False) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def slurm_accounting() -> Iterator[Lab]:
+    """SLURM with slurmdbd, so that sacct knows ended jobs."""
+    with start_lab(accounting=True) as lab:
+        yield lab
+
+
+@pytest.fixture
+def slurm_to_break() -> Iterator[Lab]:
+    """SLURM of one test alone, with two nodes and no accounting."""
+    with start_lab(accounting=False, node_count=2) as lab:
+        yield lab
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and os.environ.get("CI"):
+        report.outcome = "failed"
+        report.longrepr = f"a SLURM test may not be skipped in CI: {report.longrepr}"
+    return report
+
+
+@contextmanager
+def start_lab(*, accounting: bool, node_count: int = 4) -> Iterator[Lab]:
+    """Start a SLURM, skip the test where it is not installed, and stop it whatever happens.
+
+    Takes 1 s to start and 0.5 s to stop, with accounting 3 s and 2 s. Where this process is killed,
+    the cluster stops by itself a second later.
+    """
+    installed = subprocess.run(
+        [SCRIPTS / "install.sh", "--check"], text=True, capture_output=True, check=False
+    )
+    if installed.returncode:
+        pytest.skip(installed.stderr.strip())
+    # pytest's own temporary paths are too long for the daemons' sockets
+    path = Path(tempfile.mkdtemp(prefix="optsweep-slurm-", dir="/tmp"))
+    base = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    base |= {
+        "LAB": str(path),
+        "NODES": str(node_count),
+        "BASE": str(_free_ports(11 + node_count)),
+        "DBD": str(int(accounting)),
+        "OWNER": str(os.getpid()),
+    }
+    try:
+        up = subprocess.run(
+            [SCRIPTS / "up.sh"], env=base, text=True, capture_output=True, check=False
+        )
+        if up.returncode:
+            pytest.fail(
+                f"SLURM did not start: {up.stderr}{_last_lines(path / 'log')}", pytrace=False
+            )
+        names = tuple(f"n{i + 1}" for i in range(node_count))
+        yield Lab(path, base | _exports(path / "env"), names, accounting)
+    finally:
+        subprocess.run([SCRIPTS / "down.sh"], env=base, check=False)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _exports(path: Path) -> dict[str, str]:
+    words = (shlex.split(line) for line in path.read_text().splitlines())
+    return dict(word.split("=", 1) for _export, word in words)
+
+
+def _free_ports(count: int) -> int:
+    """Return the first of ``count`` free ports in a row; outgoing connections use higher ones."""
+    for _ in range(100):
+        first = random.randrange(20000, 32000)
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+    pytest.fail("no free range of TCP ports between 20000 and 32000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _last_lines(logs: Path) -> str:
+    """Return the last five lines of every daemon's log."""
+    return "".join(
+        "\n".join([f"\n--- {log.name}", *log.read_text(errors="replace").splitlines()[-5:]])
+        for log in sorted(logs.glob("*.log"))
+    )
