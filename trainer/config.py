@@ -20,7 +20,7 @@ from trainer.optim.params import OptimizerParams, optimizer_params
 class GPTConfig:
     """Shape of a GPT with RMSNorm, SwiGLU and rotary positions."""
 
-    n_embd: int = 128
+    n_embd: int = 64
     """Model width; a multiple of ``n_head``, an even number of times."""
     n_layer: int = 3
     """Transformer blocks."""
