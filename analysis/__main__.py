@@ -71,6 +71,9 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
         metavar="CONDITION",
         help="COLUMN OP VALUE, OP one of = != < <= > >=; may be repeated",
     )
+    parser.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="rows to print, 0 for all; default: 100"
+    )
     parser.add_argument("--all", action="store_true", help="every column, under its full name")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON array; NaN as a text")

@@ -139,7 +139,7 @@ def _refuse_empty(found: Discovery, paths: list[Path]) -> None:
 
 def _load_or_new(store: Path) -> Manifest:
     try:
-        return manifests.load(store)
+        return manifests.load(store, sources=True)
     except NewerStoreError:
         raise
     except StoreError:

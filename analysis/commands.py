@@ -88,7 +88,10 @@ def table(options: argparse.Namespace) -> None:
     elif options.csv:
         _print_csv(ordered[list(frame.columns)], sys.stdout)
     else:
-        _print_table(ordered, settings.telling)
+        shown = ordered.head(options.limit) if options.limit else ordered
+        _print_table(shown, settings.telling)
+        if len(shown) < len(ordered):
+            _hint(f"the first {len(shown)} of {len(ordered)} runs; all of them with --limit 0")
 
 
 def diff(options: argparse.Namespace) -> None:
@@ -105,7 +108,7 @@ def diff(options: argparse.Namespace) -> None:
     if frame.empty:
         _say("no difference in config, commit, Python or packages")
         return
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown.add_column("key", overflow="fold", no_wrap=True)
     shown.add_column("a", overflow="fold")
     shown.add_column("b", overflow="fold")
@@ -132,7 +135,7 @@ def _hint(text: str) -> None:
 
 
 def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     named = not telling
     for name in telling or ["name"]:
         numeric = pd.api.types.is_numeric_dtype(frame[name])

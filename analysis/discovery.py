@@ -46,7 +46,7 @@ class Found:
     hydra_sweep: str | None
     """Path of the sweep it lies in, as seen from its place alone."""
     files: dict[str, Stamp] = field(default_factory=dict)
-    """Sources by name relative to the directory."""
+    """Sources by name relative to the directory; Hydra's only where run.json is not."""
 
 
 @dataclass
@@ -106,7 +106,8 @@ def _base(top: str) -> str:
 
 
 def _relative(directory: str, base: str) -> str:
-    return os.path.relpath(directory, os.path.dirname(base)).replace(os.sep, "/")
+    # os.path.relpath takes 10 us, a tenth of the whole walk.
+    return directory[len(os.path.dirname(base).rstrip(os.sep)) + 1 :]
 
 
 def _walk(top: str, base: str, found: Discovery) -> None:
@@ -119,7 +120,7 @@ def _walk(top: str, base: str, found: Discovery) -> None:
             found.unreadable.append((directory, error.strerror or str(error)))
             continue
         if SWEEP_DIR in entries or _HYDRA_SWEEP_FILE in entries:
-            sweep = os.path.relpath(directory, base).replace(os.sep, "/")
+            sweep = os.path.relpath(directory, base)
         if SWEEP_DIR in entries:
             plan = os.path.join(directory, SWEEP_DIR, PLAN_FILE)
             if (stamp := _stamp(plan)) is not None:
@@ -142,18 +143,32 @@ def _add(found: Discovery, run: Found, entries: dict[str, os.DirEntry[str]]) -> 
             both = f"{known.directory} and {run.directory}"
             raise UserError(f"run = {run.run}; names both {both}; collect them into two stores")
         return
-    names = [name for name in (RUN_FILE, STATUS_FILE, METRICS_FILE) if name in entries]
-    if HYDRA_DIR in entries and entries[HYDRA_DIR].is_dir(follow_symlinks=False):
-        names += [CONFIG_FILE, OVERRIDES_FILE]
-    for name in names:
-        if (stamp := _stamp(f"{run.directory}/{name}")) is not None:
-            run.files[name] = stamp
+    for name in (RUN_FILE, STATUS_FILE, METRICS_FILE):
+        if name in entries:
+            try:
+                info = entries[name].stat(follow_symlinks=False)
+            except OSError:
+                continue
+            run.files[name] = _stamp_of(info)
+    if RUN_FILE not in entries:
+        run.files |= hydra_files(run.directory)
     found.runs[run.run] = run
+
+
+def hydra_files(directory: str) -> dict[str, Stamp]:
+    """Return the stamps of Hydra's own files in a run directory."""
+    if os.path.islink(f"{directory}/{HYDRA_DIR}"):
+        return {}
+    stamps = {name: _stamp(f"{directory}/{name}") for name in (CONFIG_FILE, OVERRIDES_FILE)}
+    return {name: stamp for name, stamp in stamps.items() if stamp is not None}
 
 
 def _stamp(path: str) -> Stamp | None:
     try:
-        info = os.lstat(path)
+        return _stamp_of(os.lstat(path))
     except OSError:
         return None
+
+
+def _stamp_of(info: os.stat_result) -> Stamp:
     return (info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else (-1, 0)

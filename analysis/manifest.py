@@ -1,4 +1,8 @@
-"""store/manifest.json: which parts are live, what their columns are, what has been read so far."""
+"""store/manifest.json: which parts are live, what their columns are, what has been read so far.
+
+What has been read stands in a file of its own, which the manifest names: a table is opened without
+parsing the state of 10,000 run directories, and one rename still makes all of a collect visible.
+"""
 
 from __future__ import annotations
 
@@ -58,16 +62,18 @@ class Manifest:
     schemas: dict[str, dict[str, Kind]] = field(default_factory=dict)
     parts: dict[str, list[Part]] = field(default_factory=dict)
     plans: dict[str, Stamp] = field(default_factory=dict)
+    sources_file: str = ""
+    """Relative to the store."""
     sources: dict[str, Source] = field(default_factory=dict)
-    """By run id."""
+    """By run id; empty unless loaded with ``sources``."""
 
 
 class StoreError(UserError):
     """There is no manifest, or not one that can be used; the message says what to do."""
 
 
-def load(store: Path) -> Manifest:
-    """Read the manifest.
+def load(store: Path, *, sources: bool = False) -> Manifest:
+    """Read the manifest, with the state of every source if asked to.
 
     Raises:
         StoreError: there is none, it is damaged, or it is of another version.
@@ -90,9 +96,13 @@ def load(store: Path) -> Manifest:
             "collect into another --store, or update optsweep"
         )
     try:
-        return _manifest(raw)
-    except (KeyError, TypeError, AttributeError, ValueError):
+        manifest = _manifest(raw)
+        if sources:
+            entries = json.loads((store / manifest.sources_file).read_bytes())
+            manifest.sources = {run: _source(entry) for run, entry in entries.items()}
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
         raise _damaged(store) from None
+    return manifest
 
 
 class NewerStoreError(StoreError):
@@ -111,7 +121,7 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         schemas=raw["schemas"],
         parts={table: [Part(**p) for p in parts] for table, parts in raw["parts"].items()},
         plans={path: (size, mtime) for path, (size, mtime) in raw["plans"].items()},
-        sources={run: _source(entry) for run, entry in raw["sources"].items()},
+        sources_file=raw["sources"],
     )
 
 
@@ -121,16 +131,23 @@ def _source(entry: dict[str, Any]) -> Source:
 
 
 def save(store: Path, manifest: Manifest) -> None:
-    """Replace the manifest: the step that makes a collect visible."""
+    """Write the sources, then replace the manifest: the step that makes a collect visible."""
+    manifest.sources_file = f"sources-{manifest.generation}.json"
+    entries = {run: vars(source) for run, source in manifest.sources.items()}
+    replace_durably(store / manifest.sources_file, _compact(entries))
     record = {
         "version": VERSION,
         "generation": manifest.generation,
         "schemas": manifest.schemas,
         "parts": {table: [vars(p) for p in parts] for table, parts in manifest.parts.items()},
         "plans": manifest.plans,
-        "sources": {run: vars(source) for run, source in manifest.sources.items()},
+        "sources": manifest.sources_file,
     }
-    replace_durably(store / MANIFEST_FILE, json.dumps(record, separators=(",", ":")).encode())
+    replace_durably(store / MANIFEST_FILE, _compact(record))
+
+
+def _compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def touch(store: Path) -> None:

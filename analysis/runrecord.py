@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from analysis.columns import INT64, Kind, json_text
-from analysis.discovery import CONFIG_FILE, OVERRIDES_FILE, Found, Stamp
+from analysis.discovery import CONFIG_FILE, OVERRIDES_FILE, Found, Stamp, hydra_files
 from analysis.problems import Problem, clip
 from rundir.files import RUN_FILE, SCHEMA_VERSION, STATUS_FILE, State
 
@@ -211,6 +212,7 @@ def _texts(value: object) -> list[str] | None:
 def _hydra_record(found: Found, problems: list[Problem]) -> dict[str, Any]:
     """Return what Hydra's own files say, with interpolations as they stand there."""
     record: dict[str, Any] = {}
+    found = replace(found, files=found.files | hydra_files(found.directory))
     if CONFIG_FILE in found.files:
         config = _source(found, CONFIG_FILE, _yaml, problems)
         if isinstance(config, dict):

@@ -119,7 +119,9 @@ def read_problems(store: Path) -> pa.Table:
 def remove_rubbish(store: Path, manifest: Manifest) -> None:
     """Delete the parts that the manifest does not list; only the holder of the lock may."""
     live = {part.file for parts in manifest.parts.values() for part in parts}
-    for path in [*store.glob("runs/*part-*"), *store.glob("history/*/*part-*")]:
+    live.add(manifest.sources_file)
+    patterns = ("runs/*part-*", "history/*/*part-*", "*sources-*")
+    for path in [path for pattern in patterns for path in store.glob(pattern)]:
         if path.relative_to(store).as_posix() not in live:
             path.unlink(missing_ok=True)
 

@@ -121,8 +121,9 @@ def history(
         chosen = members if chosen is None else chosen & members
     if chosen is None:
         return _frame(read_table(store, table, columns))
-    sources = {run: manifest.sources[run] for run in chosen if run in manifest.sources}
-    data = read_table(store, table, columns, {source.bucket for source in sources.values()})
+    sources = manifests.load(store, sources=True).sources
+    buckets = {sources[run].bucket for run in chosen if run in sources}
+    data = read_table(store, table, columns, buckets)
     mask = pc.is_in(data.column("run").cast(pa.string()), pa.array(sorted(chosen), pa.string()))
     frame: pd.DataFrame = _frame(data.filter(mask))
     frame["run"] = frame["run"].cat.remove_unused_categories()

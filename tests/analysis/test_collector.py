@@ -359,7 +359,8 @@ def test_an_unreadable_file_is_a_problem_and_is_tried_again(run_maker, monkeypat
 def test_leftovers_of_a_killed_collector_are_removed(run_maker) -> None:
     run_maker("a")
     collect()
-    left = [Path("store/runs/part-0-2.parquet"), Path("store/history/train/.part-0-2.parquet.new")]
+    names = ("runs/part-0-2.parquet", "history/train/.part-0-2.parquet.new", "sources-2.json")
+    left = [Path("store", name) for name in names]
     for path in left:
         path.write_text("half")
     assert len(runs()) == 1

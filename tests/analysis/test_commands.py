@@ -16,13 +16,13 @@ from analysis.__main__ import main
 from analysis.collector import collect
 
 TABLE = """
- optimizer      lr   state       step   val loss     best   tokens/s   time   reason
+ optimizer      lr   state       step   val loss     best   tokens/s   time  reason
  muon        0.001   completed     10     1.5100   1.5100      1,006   0.0s
  muon         0.01   completed     10     1.6000   1.6000      1,006   0.0s
  adamw        0.01   completed     10     1.9000   1.9000      1,006   0.0s
  adamw       0.001   completed     10     1.9900   1.9900      1,006   0.0s
  muon          0.1   planned        -          -        -          -      -
- muon            1   failed      3/10     3.7000   3.7000      1,002   0.0s   RuntimeError: no memory
+ muon            1   failed      3/10     3.7000   3.7000      1,002   0.0s  RuntimeError: no memory
  adamw           1   diverged      10        nan        -      1,006   0.0s   nan
 """
 
