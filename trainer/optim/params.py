@@ -146,7 +146,7 @@ class ScionParams(OptimizerParams):
         if self.muon_lr_ratio is not None:
             not_negative(self, "muon_lr_ratio")
         if self.muon_lr is not None:
-            alone = "null where muon_lr_ratio is given: either sets the matrices' learning rate"
+            alone = "null where muon_lr_ratio is given"
             require(self.muon_lr_ratio is None, "muon_lr", self.muon_lr, alone)
             not_negative(self, "muon_lr")
             require(self.lr > 0 or self.muon_lr == 0, "lr", self.lr, "above 0 where muon_lr is")
@@ -204,7 +204,9 @@ class DapParams(OptimizerParams):
     Cholesky; false is the pseudo-inverse by the iteration of Soderstrom and Stewart; true is the
     same by a Chebyshev-scaled iteration, with fewer steps."""
     gptopt_compat: bool = False
-    """With a number in ``accelerated``: the Chebyshev-scaled iteration instead of Cholesky."""
+    """With a number in ``accelerated``: GPT-opt's Chebyshev-scaled iteration instead of Cholesky.
+    The two agree to 1e-6 while the largest eigenvalue is at most accelerated / rcond; above, the
+    iteration stops early and amplifies the smallest eigenvalues' directions less."""
     ns_pinv_steps: int = 50
     """Most steps of the inverse iteration, and of the power method before it; at least 1."""
     rcond: float = 1e-3

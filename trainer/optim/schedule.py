@@ -122,7 +122,7 @@ def _warm_up_cosine(step: int, total: int, warm_up: int, _arguments: tuple[float
 def _wsd(step: int, total: int, warm_up: int, arguments: tuple[float, ...]) -> float:
     decay = int((arguments[0] if arguments else WSD_DECAY_FRACTION) * total)
     rising = step / warm_up if step < warm_up else 1.0
-    falling = max(0, total - step) / decay if step > total - decay else 1.0
+    falling = max(0, total - step) / decay if decay and step > total - decay else 1.0
     return min(rising, falling)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -32,6 +34,15 @@ class AdamWOracle:
         square_hat = self.square / (1 - betas[1] ** self.steps)
         direction = mean_hat / (square_hat.sqrt() + eps)
         self.weight = self.weight - lr * (direction + weight_decay * self.weight)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On tensors this small a second thread costs more than it does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

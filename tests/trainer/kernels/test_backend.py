@@ -7,7 +7,6 @@ import torch
 
 from rundir import UserError
 from trainer.kernels import choose_backend
-from trainer.kernels import backend as backend_module
 
 WEIGHTS = [torch.zeros(3)]
 
@@ -19,7 +18,7 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pretend_triton(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
     spec = importlib.util.find_spec("json") if installed else None
-    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda _name: spec)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: spec)
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -1,0 +1,189 @@
+"""The optimizers in fp64 numpy, one matrix at a time, from their formulas; no torch.
+
+Written without a look at the package: plain inverses, plain loops, no batching, no shortcuts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+EXPRESS = [
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+]
+
+
+def singular_value_polynomials(method: str, steps: int, compat: bool = False) -> list[Any]:
+    if method == "jordan":
+        return [(3.4445, -4.7750, 2.0315)] * steps
+    out = []
+    for i in range(steps):
+        a, b, c = EXPRESS[min(i, 7)]
+        if i < 7:
+            a, b, c = a / 1.01, b / 1.01**3, c / 1.01**5
+        if compat:
+            a, b, c = a / 1.01, b / 1.01, c / 1.01
+        out.append((a, b, c))
+    return out
+
+
+def polar(g: Array, method: str = "polar-express", steps: int = 5, compat: bool = False) -> Array:
+    """By the singular values: each goes through the scalar polynomials."""
+    if not g.any():
+        return g
+    u, s, vt = np.linalg.svd(g, full_matrices=False)
+    s = s / (1.01 * math.sqrt((s**2).sum()))
+    for a, b, c in singular_value_polynomials(method, steps, compat):
+        s = a * s + b * s**3 + c * s**5
+    return np.asarray((u * s) @ vt)
+
+
+class Spectral:
+    """muon and scion."""
+
+    def __init__(self, name: str, p: Any) -> None:
+        self.name, self.p = name, p
+        self.m: dict[str, Array] = {}
+        self.v: dict[str, Array] = {}
+
+    def step(
+        self, weights: dict[str, Array], gradients: dict[str, Array], matrices: set[str], lr: float
+    ) -> None:
+        p = self.p
+        for key, g in gradients.items():
+            matrix = key in matrices
+            mu = p.momentum if matrix or self.name == "scion" else p.betas[0]
+            self.m[key] = mu * self.m.get(key, g) + (1 - mu) * g
+            if matrix:
+                ratio = 1.0 if p.muon_lr_ratio is None else p.muon_lr_ratio
+                if p.muon_lr is not None:
+                    ratio = p.muon_lr / p.lr
+                lmo = ratio * polar(self.m[key], p.polar, p.ns_steps, p.gptopt_compat)
+            elif self.name == "scion":
+                lmo = np.sign(self.m[key])
+            else:
+                b2 = p.betas[1]
+                self.v[key] = b2 * self.v.get(key, g * g) + (1 - b2) * g * g
+                lmo = self.m[key] / (np.sqrt(self.v[key]) + p.eps)
+            weights[key] = (1 - lr * p.weight_decay) * weights[key] - lr * lmo
+
+
+def soderstrom_stewart(c: Array, rcond: float, cap: int) -> Array:
+    epsilon = rcond * np.linalg.eigvalsh(c)[-1]
+    alpha = 1 / (np.abs(c).sum(0).max() * np.abs(c).sum(1).max())
+    x: Array = alpha * c.T
+    whole = 0
+    for k in range(cap):
+        following = (2 * np.eye(len(c)) - x @ c) @ x
+        trace = math.floor(np.trace(x @ c))
+        if trace > whole:
+            whole = trace
+            if np.linalg.norm(following - x) / (2.0**k * alpha) <= epsilon:
+                return x
+        x = np.asarray(following)
+    return x
+
+
+def chebyshev(c: Array, add: float | None, rcond: float, cap: int) -> Array:
+    largest = np.linalg.eigvalsh(c)[-1]
+    u, low = 1.2 * largest, rcond * largest
+    k = low / u
+    a = c / u + (add or 0.0) / u * np.eye(len(c))
+    if add is None:
+        y, r = 2 * a / (1 + k * k), (1 - k * k) / (1 + k * k)
+        phi = k * 2 * k / (1 + k * k)
+    else:
+        den = 1 + 6 * k + k * k
+        y, r = 8 / den * ((1 + k) * np.eye(len(c)) - a), (1 - k) ** 2 / den
+        phi = k * 8 / den * ((1 + k) - k)
+    for _ in range(cap):
+        s = 2 / (2 - r * r)
+        y = s * y @ (2 * np.eye(len(c)) - a @ y)
+        phi = s * phi * (2 - phi)
+        r = r * r / (2 - r * r)
+        if abs(1 - phi) < 1e-6:
+            break
+    return np.asarray(y / u)
+
+
+class Dap:
+    """DAP; a key of ``inputs`` is a matrix."""
+
+    def __init__(self, p: Any) -> None:
+        self.p = p
+        self.t: dict[str, int] = {}
+        self.m: dict[str, Array] = {}
+        self.v: dict[str, Array] = {}
+        self.c: dict[str, Array] = {}
+
+    def step(
+        self,
+        weights: dict[str, Array],
+        gradients: dict[str, Array],
+        inputs: dict[str, list[Array]],
+        lr: float,
+    ) -> None:
+        for key, g in gradients.items():
+            self.t[key] = self.t.get(key, 0) + 1
+            update = self._matrix(key, g, inputs[key]) if key in inputs else self._adam(key, g)
+            weights[key] = (1 - lr * self.p.weight_decay) * weights[key] - lr * update
+
+    def _adam(self, key: str, g: Array) -> Array:
+        (b1, b2), t = self.p.betas, self.t[key]
+        self.m[key] = b1 * self.m.get(key, 0 * g) + (1 - b1) * g
+        self.v[key] = b2 * self.v.get(key, 0 * g) + (1 - b2) * g**2
+        mean, square = self.m[key] / (1 - b1**t), self.v[key] / (1 - b2**t)
+        return np.asarray(mean / (np.sqrt(square) + self.p.eps))
+
+    def _matrix(self, key: str, g: Array, batches: list[Array]) -> Array:
+        p, t = self.p, self.t[key]
+        c = sum(x.T @ x for x in batches) / sum(len(x) for x in batches)
+        if p.ema_beta and key in self.c:
+            c = p.ema_beta * self.c[key] + (1 - p.ema_beta) * c
+        self.c[key] = np.asarray(c)
+        c = c + p.damping * np.trace(c) / len(c) * np.eye(len(c))
+        b = p.dap_beta1
+        if b:
+            self.m[key] = b * self.m.get(key, 0 * g) + (1 - b) * g
+            if p.nesterov:
+                n = b * self.m[key] / (1 - b ** (t + 1)) + (1 - b) * g / (1 - b**t)
+            else:
+                n = self.m[key] / (1 - b**t)
+        else:
+            self.m[key] = p.momentum * self.m.get(key, 0 * g) + g
+            n = g + p.momentum * self.m[key] if p.nesterov else self.m[key]
+        u = np.asarray(self._precondition(n, np.asarray(c)))
+        if p.dap_beta2:
+            b = p.dap_beta2
+            self.v[key] = b * self.v.get(key, 0 * u) + (1 - b) * u**2
+            u = u / (np.sqrt(self.v[key]) / math.sqrt(1 - b**t) + p.dap_eps)
+        if p.update_opnorm:
+            return np.asarray(u / np.linalg.norm(u, 2))
+        if p.update_norm:
+            return np.asarray(u * 0.2 / math.sqrt((u**2).mean()))
+        return u
+
+    def _precondition(self, n: Array, c: Array) -> Any:
+        p = self.p
+        if p.disable_preconditioning:
+            return n
+        if p.scalar:
+            return np.asarray(n / np.linalg.eigvalsh(c)[-1])
+        if p.accelerated is False:
+            return n @ soderstrom_stewart(c, p.rcond, p.ns_pinv_steps)
+        if p.accelerated is True or p.gptopt_compat:
+            add = None if p.accelerated is True else p.accelerated
+            return n @ chebyshev(c, add, p.rcond, p.ns_pinv_steps)
+        return n @ np.linalg.inv(c + p.accelerated * np.eye(len(c)))

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from rundir import UserError
+from trainer.optim import build_optimizer, lr_factor, optimizer_params
+from trainer.optim.params import REGISTRY
+
+CONFIGS = Path(__file__).parents[3] / "conf" / "optimizer"
+NAMES = sorted(REGISTRY)
+
+
+def configured(model: nn.Module, name: str, **values: Any) -> torch.optim.Optimizer:
+    shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["optimizer_params"]
+    return build_optimizer(model, optimizer_params({**shipped, **values}, ""))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(0, 11, (4, 9), generator=generator)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * lr_factor("constant-linear", step, 30, 0.4)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_config_trains(net: Any, name: str) -> None:
+    losses = train(net.float(), configured(net, name), range(25))
+    assert losses[-1] < losses[0] - 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_state_continues_to_the_bit(net: Any, name: str, tmp_path: Path) -> None:
+    values = {"ema_beta": 0.5} if name.startswith("dap") else {"weight_decay": 0.3}
+    net.float()
+    twin = copy.deepcopy(net)
+    train(net, configured(net, name, **values), range(6))
+    first = configured(twin, name, **values)
+    train(twin, first, range(3))
+    torch.save({"model": twin.state_dict(), "optimizer": first.state_dict()}, tmp_path / "saved")
+    saved = torch.load(tmp_path / "saved", weights_only=True)
+    resumed = type(net)()
+    resumed.load_state_dict(saved["model"])
+    second = configured(resumed, name, **values)
+    second.load_state_dict(saved["optimizer"])
+    train(resumed, second, range(3, 6))
+    for ours, expected in zip(resumed.parameters(), net.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_without_gradient_stays_and_has_no_state(net: Any, name: str) -> None:
+    before = net.unused.weight.detach().clone()
+    optimizer = configured(net, name, weight_decay=0.5)
+    train(net, optimizer, range(2))
+    assert torch.equal(net.unused.weight.detach(), before)
+    assert not optimizer.state.get(net.unused.weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_without_any_gradient_changes_nothing(net: Any, name: str) -> None:
+    before = copy.deepcopy(net.state_dict())
+    configured(net, name, weight_decay=0.5).step()
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_non_finite_gradient_reaches_its_weight_so_that_it_cannot_go_unnoticed(
+    net: Any, name: str
+) -> None:
+    optimizer = configured(net, name)
+    net(torch.zeros(4, 9, dtype=torch.long)).sum().backward()
+    net.up.weight.grad[0, 0] = float("nan")
+    optimizer.step()
+    assert not net.up.weight.isfinite().all() or name == "scion"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_weights_are_not_optimized(net: Any, name: str) -> None:
+    net.down.weight.requires_grad_(False)
+    optimizer = configured(net, name)
+    held = [weight for group in optimizer.param_groups for weight in group["params"]]
+    assert all(weight is not net.down.weight for weight in held)
+    assert len(held) == len(list(net.parameters())) - 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_runs_agree_to_the_bit(net: Any, name: str) -> None:
+    twin = copy.deepcopy(net)
+    assert train(net, configured(net, name), range(4)) == train(
+        twin, configured(twin, name), range(4)
+    )
+
+
+def test_triton_without_cuda_is_refused_before_any_step(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match="backend = 'triton'; must be auto or torch: ") as caught:
+        configured(net, "adamw", backend="triton")
+    assert caught.value.exit_code == 2
+
+
+def test_no_step_of_ours_reads_a_number_back_from_the_device() -> None:
+    """Reading one makes the host wait; KernelAdamW does so once after a checkpoint only."""
+    sources = Path(__file__).parents[3] / "trainer"
+    for path in [*sources.glob("optim/*.py"), *sources.glob("kernels/*.py")]:
+        text = path.read_text()
+        assert ".item()" not in text, path
+        assert ".tolist()" not in text, path
+        assert ".cpu()" not in text, path

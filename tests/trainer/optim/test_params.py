@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rundir import UserError
+from trainer.optim.params import REGISTRY, optimizer_params
+
+WHERE = "optimizer.optimizer_params"
+CONFIGS = Path(__file__).parents[3] / "conf" / "optimizer"
+
+
+def test_parameters_and_schedules_do_without_torch() -> None:
+    code = (
+        "import sys; import trainer.optim.params; from trainer.optim import lr_factor;"
+        "lr_factor('constant', 0, 1, 0.0); sys.exit('torch' in sys.modules)"
+    )
+    root = str(CONFIGS.parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_optimizer_has_a_config_file_and_the_reverse() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(REGISTRY)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_config_file_builds_and_holds_every_key(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    values = yaml.safe_load(text)["optimizer_params"]
+    params = optimizer_params(values, WHERE)
+    assert params.name == name
+    assert set(values) == {field.name for field in dataclasses.fields(params)}
+    assert text.startswith("# ")
+
+
+def test_lists_and_whole_numbers_are_taken_for_tuples_and_floats() -> None:
+    params: Any = optimizer_params({"name": "adamw", "lr": 1, "betas": [0, 0.5]}, WHERE)
+    assert params.lr == 1.0
+    assert params.betas == (0.0, 0.5)
+
+
+def test_the_two_daps_differ_in_their_inverse() -> None:
+    plain: Any = optimizer_params({"name": "dap-ns-nadam"}, WHERE)
+    accelerated: Any = optimizer_params({"name": "dap-ns-nadam-accel"}, WHERE)
+    assert plain.accelerated == 1e-3
+    assert accelerated.accelerated is True
+
+
+def test_an_unknown_optimizer_lists_those_that_exist() -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer_params({"name": "adamx"}, WHERE)
+    assert str(caught.value) == (
+        "unknown optimizer adamx in optimizer.optimizer_params.name; must be one of: adam, adamw, "
+        "dap-ns-nadam, dap-ns-nadam-accel, muon, nadam, nadamw, scion, sgd, sgd-m, sgd-nesterov; "
+        "did you mean adam?"
+    )
+
+
+def test_an_unknown_key_suggests_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer_params({"name": "sgd", "lrr": 1}, WHERE)
+    assert str(caught.value) == (
+        "unknown key lrr in optimizer.optimizer_params; must be one of: backend, lr, lr_schedule, "
+        "name, warm_up_fraction, weight_decay; did you mean lr?"
+    )
+
+
+def test_a_missing_name_is_said() -> None:
+    with pytest.raises(UserError, match=r"optimizer_params\.name is missing; must be one of: adam"):
+        optimizer_params({"lr": 1.0}, WHERE)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "adamw", "lr": -1e-3}, "lr = -0.001; must be a finite number, at least 0"),
+        ({"name": "adamw", "lr": float("nan")}, "lr = nan; must be a finite number, at least 0"),
+        ({"name": "adamw", "betas": [0.9, 1.0]}, "betas = [0.9, 1.0]; must be in [0, 1)"),
+        ({"name": "adamw", "betas": 0.9}, "betas = 0.9; must be a list of 2 values"),
+        ({"name": "muon", "lr": "fast"}, "lr = 'fast'; must be a number"),
+        ({"name": "muon", "ns_steps": 0}, "ns_steps = 0; must be at least 1"),
+        (
+            {"name": "muon", "muon_lr": 0.1, "muon_lr_ratio": 2.0},
+            "muon_lr = 0.1; must be null where muon_lr_ratio is given",
+        ),
+        ({"name": "scion", "polar": "svd"}, "polar = 'svd'; must be one of polar-express, jordan"),
+        (
+            {"name": "muon", "backend": "triton"},
+            "backend = 'triton'; must be auto or torch: muon has no Triton kernel",
+        ),
+        (
+            {"name": "sgd-m", "dampening": 2.0},
+            "dampening = 2.0; must be in [0, 1] or momentum",
+        ),
+        (
+            {"name": "sgd-nesterov", "momentum": 0.0},
+            "momentum = 0.0; must be in (0, 1) for sgd-nesterov",
+        ),
+        ({"name": "dap-ns-nadam", "rcond": 0.0}, "rcond = 0.0; must be in (0, 1)"),
+        (
+            {"name": "dap-ns-nadam", "xtx_subsample": 1.5},
+            "xtx_subsample = 1.5; must be in (0, 1] or null",
+        ),
+        (
+            {"name": "dap-ns-nadam", "accelerated": -1.0},
+            "accelerated = -1.0; must be a finite number, at least 0",
+        ),
+        ({"name": "adam", "warm_up_fraction": 2}, "warm_up_fraction = 2.0; must be in [0, 1]"),
+    ],
+)
+def test_an_illegal_value_is_named_with_what_is_legal(values: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer_params(values, WHERE)
+    assert str(caught.value) == f"{WHERE}.{message}"
+
+
+def test_an_unknown_schedule_suggests_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer_params({"name": "adamw", "lr_schedule": "constant_linear"}, WHERE)
+    assert str(caught.value) == (
+        "optimizer.optimizer_params.lr_schedule = 'constant_linear'; must be one of constant, "
+        "linear, sqrt, exponential_K_G, constant-linear, warm-up-cosine, wsd, wsd_D, with K a "
+        "whole number of steps, G a factor above 0, D a part of the run in (0, 1]; did you mean "
+        "constant-linear?"
+    )
