@@ -6,6 +6,7 @@ is imported by the first call.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,10 @@ def loss_curves(
         if not drawn:
             raise UserError(f"metric = {stream}.{metric}; must have finite values; no run has any")
         axes.set(xlabel="optimizer step", ylabel=_label(f"{stream}.{metric}"))
+        axes.margins(x=0.01)
         axes.set_xlim(left=0)
         _limit(axes, curves[metric])
+        _bring_crosses_into_view(axes)
         _legend(axes, outside=len(drawn) > 6)
     return figure
 
@@ -279,11 +282,13 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame, name: str, number: int) -> None:
 
 
 def _mark_diverged(axes: Axes, rows: pd.DataFrame, numbers: Sequence[int]) -> None:
-    """Put a cross on the upper edge at each rate where no run came through."""
-    for number, lr in zip(numbers, rows["lr"], strict=True):
+    """Put a cross near the upper edge at each rate where no run came through."""
+    stacked: Counter[float] = Counter()
+    for number, lr in zip(numbers, rows["lr"].tolist(), strict=True):
+        stacked[lr] += 1
         axes.plot(
             lr,
-            0.97,
+            1.02 - 0.05 * stacked[lr],
             "X",
             transform=axes.get_xaxis_transform(),
             color=OKABE_ITO[number % len(OKABE_ITO)],
@@ -292,6 +297,15 @@ def _mark_diverged(axes: Axes, rows: pd.DataFrame, numbers: Sequence[int]) -> No
         )
     if len(rows):
         axes.plot([], [], "X", color="#555555", markersize=6, label="diverged", gid="~")
+
+
+def _bring_crosses_into_view(axes: Axes) -> None:
+    """Move the cross of a run that left through the upper edge to where it left."""
+    bottom, top = axes.get_ylim()
+    for line in axes.lines:
+        if line.get_marker() == "x":
+            line.set_ydata(np.clip(np.asarray(line.get_ydata(), dtype=float), bottom, top))
+            line.set_clip_on(False)
 
 
 def _limit(axes: Axes, values: pd.Series, *, loose: bool = False) -> None:
