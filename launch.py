@@ -38,6 +38,8 @@ def cli() -> int:
         return report(sweeps.explain(sys.argv[1:], CONFIG, error))
     except OptsweepError as error:
         return report(error)
+    except OSError as error:  # e.g. a full disk
+        return report(OptsweepError(f"{error.strerror}: {error.filename}"))
     except KeyboardInterrupt:
         return 130
     return 0

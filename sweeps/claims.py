@@ -65,7 +65,7 @@ def all_latest(directory: Path) -> dict[str, Claim]:
 def _listed(directory: Path) -> Iterator[tuple[str, int]]:
     try:
         entries = os.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
         match = re.fullmatch(r"(.+)\.(\d+)", entry)

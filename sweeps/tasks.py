@@ -9,7 +9,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from rundir import UserError
@@ -48,3 +51,16 @@ def check(resolved: Mapping[str, Any]) -> None:
     """
     if resolved.get("check") is not None:
         load(resolved["check"], "check")(task_config(resolved))
+    _check_exists(resolved.get("task"))
+
+
+@lru_cache
+def _check_exists(dotted: object) -> None:
+    """Look whether the task is there, importing its module only if it is in memory already."""
+    module, _, _ = dotted.rpartition(".") if isinstance(dotted, str) else ("", "", "")
+    try:
+        is_there = bool(module) and importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        is_there = False
+    if not is_there or module in sys.modules:
+        load(dotted, "task")

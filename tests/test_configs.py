@@ -1,0 +1,86 @@
+"""Every config and every sweep composes and passes the trainer's check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sweeps
+from sweeps import tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS = ("model", "data", "training", "optimizer", "logging", "paths", "cluster", "debug")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def needed(group: str, option: str) -> list[str]:
+    """Return what an option needs beside itself."""
+    if group == "paths" and option in ("rcond-sweep", "upnorm"):
+        return ["optimizer=dap-ns-nadam"]
+    if (group, option) == ("data", "text"):
+        return [
+            f"data.dataset.path={ROOT / 'LICENSE'}",
+            "training.training_params.context_length=8",
+        ]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group in GROUPS for option in options(group)]
+)
+def test_option_composes_and_passes_the_check(group, option):
+    prefix = "+" if group == "logging" else ""
+    composed = sweeps.compose([f"{prefix}{group}={option}", *needed(group, option)])
+    tasks.check(composed.resolved)
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_sweep_opens_with_what_it_shows_its_cost_and_its_command(name):
+    lines = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()
+    head = "\n".join(line for line in lines[:20] if line.startswith("#"))
+    assert lines[0] == "# @package _global_"
+    assert f"python launch.py sweep={name}" in head
+    assert "Cost:" in head
+    assert "Shows:" in head
+    assert "Result:" in head
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_run_of_a_sweep_composes_and_passes_the_check(name, shell):
+    done = shell("launch", f"sweep={name}", "dry_run=true")
+    assert "to submit" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["LocalCluster", "SlurmCluster"])
+def test_the_cluster_configs_list_every_field_and_its_true_default(kind):
+    from dataclasses import fields
+
+    from sweeps import clusters
+
+    chosen = getattr(clusters, kind)
+    text = (ROOT / "conf" / "cluster" / f"{kind[:-7].lower()}.yaml").read_text()
+    listed = yaml.safe_load(text)["cluster"]
+    assert set(listed) == {field.name for field in fields(chosen)} - set(clusters._FIXED)
+
+
+def test_the_link_to_the_sweeps_is_in_place():
+    assert (ROOT / "conf" / "sweep").resolve() == ROOT / "sweeps"
+
+
+def test_the_commands_that_gpt_opt_users_type_compose():
+    for overrides in (
+        ["model=gpt-medium", "optimizer=dap-ns-nadam"],
+        ["optimizer.optimizer_params.lr=0.0005", "training.training_params.max_steps=1000"],
+        ["+logging=default", "logging.logging_params.val_step=64"],
+        [
+            "paths=upnorm",
+            "optimizer=dap-ns-nadam-accel",
+            "optimizer.optimizer_params.update_norm=True",
+        ],
+    ):
+        tasks.check(sweeps.compose(overrides).resolved)

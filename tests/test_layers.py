@@ -1,0 +1,91 @@
+"""Who may import what. The rooms and their reasons are in docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OURS = {"analysis", "hydra_plugins", "launch", "rundir", "sweeps", "trainer"}
+ALLOWED = {
+    "rundir": {"rundir"},
+    "trainer": {"numpy", "rundir", "tiktoken", "torch", "trainer", "triton"},
+    "sweeps": {
+        "hydra",
+        "hydra_plugins",
+        "omegaconf",
+        "rich",
+        "rundir",
+        "submitit",
+        "sweeps",
+        "yaml",
+    },
+    "analysis": {"analysis", "matplotlib", "numpy", "pandas", "pyarrow", "rich", "rundir", "yaml"},
+    "hydra_plugins": {"hydra", "sweeps"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the top-level packages that a module imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_a_room_imports_only_what_it_may(room):
+    modules = sorted((ROOT / room).rglob("*.py"))
+    assert modules, f"{room} holds no module; has it moved?"
+    for module in modules:
+        foreign = imports(module) - ALLOWED[room] - set(sys.stdlib_module_names)
+        assert not foreign, f"{module.relative_to(ROOT)} imports {', '.join(sorted(foreign))}"
+
+
+def loaded(*arguments: str, cwd: Path) -> set[str]:
+    """Return the top-level packages in memory after Python has run with these arguments."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert len(lines) > 50
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [str(ROOT / "launch.py"), "--help"],
+        [str(ROOT / "launch.py"), "-m", "paths.sweep=s", "seed=1,2", "dry_run=true"],
+        ["-m", "sweeps", "ls"],
+        ["-m", "sweeps", "status"],
+    ],
+)
+def test_nothing_on_the_login_node_imports_torch(arguments, tmp_path):
+    assert not loaded(*arguments, cwd=tmp_path) & {"torch", "numpy", "pandas"}
+
+
+def test_the_notebook_imports_neither_torch_nor_hydra(tmp_path):
+    code = "from analysis import runs, history, best, diff, lr_sensitivity"
+    assert not loaded("-c", code, cwd=tmp_path) & {"torch", "hydra", "omegaconf", "matplotlib"}
+
+
+def test_the_trainer_runs_where_hydra_is_not_installed(tmp_path):
+    assert not loaded("-c", "import trainer; trainer.train", cwd=tmp_path) & {"hydra", "omegaconf"}
+
+
+def test_launch_is_a_page():
+    assert len((ROOT / "launch.py").read_text().splitlines()) < 150

@@ -1,0 +1,156 @@
+"""What the user reads after a mistake: one line, exit code 2, nothing written. Exact texts."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+LR = "optimizer.optimizer_params.lr"
+ADAMW_KEYS = "backend, betas, eps, lr, lr_schedule, name, warm_up_fraction, weight_decay"
+
+CASES = {
+    "unknown key": (
+        ["optimizer.optimizer_params.lrr=1"],
+        (
+            f"unknown key lrr in optimizer.optimizer_params; must be one of: {ADAMW_KEYS}; "
+            "did you mean lr?"
+        ),
+    ),
+    "unknown key added with a plus": (
+        ["+optimizer.optimizer_params.lrr=1"],
+        (
+            f"unknown key lrr in optimizer.optimizer_params; must be one of: {ADAMW_KEYS}; "
+            "did you mean lr?"
+        ),
+    ),
+    "unknown group": (
+        ["optimzer=adamw"],
+        (
+            "unknown key optimzer in the config; must be one of: check, cluster, data, device, dry_run, "
+            "model, optimizer, paths, seed, task, training; did you mean optimizer?"
+        ),
+    ),
+    "wrong type": ([f"{LR}=fast"], f"{LR} = 'fast'; must be a number"),
+    "negative lr": ([f"{LR}=-1"], f"{LR} = -1.0; must be a finite number, at least 0"),
+    "key below a value": (
+        [f"{LR}.x=1"],
+        f"{LR}.x=1: {LR} is a value, not a mapping; it has no key x",
+    ),
+    "batch that does not divide": (
+        ["training.training_params.batch_size=7"],
+        (
+            "training.training_params.tokens_processed = 4096; must be a multiple of "
+            "batch_size x context_length = 7 x 128 = 896"
+        ),
+    ),
+    "context longer than the data": (
+        [
+            "training.training_params.context_length=2000000",
+            "training.training_params.batch_size=1",
+            "training.training_params.tokens_processed=2000000",
+        ],
+        None,
+    ),
+    "unreadable override": (
+        ["foo=[1"],
+        "override 'foo=[1' can't be read: no viable alternative at input '[1'",
+    ),
+    "sweep whose runs collide": (
+        ["-m", f"{LR}=0.1,1e-1"],
+        "sweep s: runs (lr=0.1) and (lr=0.1) are the same run; remove one",
+    ),
+    "one bad run among good ones": (
+        ["-m", f"{LR}=0.1,-1"],
+        f"run (lr=-1): {LR} = -1.0; must be a finite number, at least 0",
+    ),
+    "interval without a sampler": (
+        ["-m", f"{LR}=interval(0,1)"],
+        (
+            f"{LR}=interval(0,1): an interval needs a sampler; list the values, or choose a sampling "
+            "sweeper with hydra/sweeper=…"
+        ),
+    ),
+    "setting of hydra.launcher": (
+        ["-m", "seed=1,2", "hydra.launcher.timeout_min=3"],
+        "hydra.launcher.timeout_min has no effect here; write cluster.timeout_min=…",
+    ),
+    "unknown cluster key": (
+        ["-m", "seed=1,2", "cluster.worker=3"],
+        (
+            "unknown key worker in cluster; must be one of: cpus_per_task, gpus_per_node, mem_gb, nodes, "
+            "stderr_to_stdout, tasks_per_node, timeout_min, workers; did you mean workers?"
+        ),
+    ),
+    "no task of that name": (
+        ["task=trainer.runn"],
+        "task = trainer.runn; module trainer has no runn",
+    ),
+    "unwritable output directory": (
+        ["paths.outputs=a_file/below"],
+        None,
+    ),
+    "unwritable sweep directory": (
+        ["-m", "seed=1,2", "paths.multirun=a_file/below"],
+        "can't write a_file/below/s: {cwd}/a_file is not a writable directory",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_line_with_exit_code_2_and_nothing_written(case, shell):
+    arguments, said = CASES[case]
+    (shell.cwd / "a_file").write_text("")
+    done = shell("launch", *arguments, "paths.sweep=s", code=2)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    if said is not None:
+        assert lines[0] == "error: " + said.format(cwd=shell.cwd)
+    assert os.listdir(shell.cwd) == ["a_file"]
+
+
+def test_an_unknown_option_lists_the_options_and_the_nearest(shell):
+    done = shell("launch", "optimizer=adamx", code=2)
+    assert done.stderr.startswith(
+        "error: unknown option optimizer = adamx; must be one of: adam, adamw,"
+    )
+    assert done.stderr.endswith("; did you mean adam?\n")
+
+
+def test_an_unknown_sweep_lists_the_sweeps_and_the_nearest(shell):
+    done = shell("launch", "sweep=quickstrat", code=2)
+    assert done.stderr.startswith("error: unknown option sweep = quickstrat; must be one of: ")
+    assert done.stderr.endswith("; did you mean quickstart?\n")
+    done = shell("-m", "sweeps", "status", "quickstart", code=2)
+    assert (
+        done.stderr == "error: unknown sweep quickstart in multirun; must be one of: none exist\n"
+    )
+
+
+def test_without_sbatch_the_cluster_error_is_one_line_with_exit_code_3(shell, toy):
+    shell.env["PATH"] = "/nowhere"
+    done = shell("launch", "-m", *toy, "seed=1,2", "cluster=slurm", code=3)
+    assert done.stderr == (
+        "error: cluster=slurm needs sbatch, squeue, srun, scontrol, not on this machine's PATH; "
+        "run on a login node, or use cluster=local; nothing was submitted\n"
+    )
+    assert os.listdir(shell.cwd) == []
+
+
+def test_rerun_of_what_is_no_run_is_one_line_with_exit_code_2(shell):
+    (shell.cwd / "empty").mkdir()
+    done = shell("-m", "sweeps", "rerun", "empty", code=2)
+    assert done.stderr == "error: empty has no .hydra/overrides.yaml; it is not a run directory\n"
+    done = shell("-m", "sweeps", "rerun", "nowhere", code=2)
+    assert done.stderr == "error: nowhere is not a directory\n"
+
+
+def test_a_second_launch_of_a_sweep_being_launched_says_who_holds_it(shell, toy):
+    from sweeps import ledger
+
+    with ledger.locked(shell.cwd / "multirun" / "s" / ".sweep", "s"):
+        done = shell("launch", "-m", *toy, "paths.sweep=s", "seed=1,2", code=2)
+    assert done.stderr == (
+        f"error: sweep s is being launched already, by process {os.getpid()} on {os.uname().nodename}\n"
+    )
