@@ -34,7 +34,12 @@ class InputMoment:
 
     def watch(self, layer: nn.Linear) -> None:
         """Gather this layer's inputs from now on."""
-        layer.register_forward_pre_hook(self._before_forward)
+        hook = self._before_forward
+        if layer.weight.device.type != "cpu":
+            # Traced by torch.compile, the hook's counters would recompile the model at each step.
+            # Not on a CPU, where nothing is compiled and the import behind this takes 2 s.
+            hook = torch.compiler.disable(hook)
+        layer.register_forward_pre_hook(hook)
 
     def mean(self) -> Tensor:
         """Return X^T X over the number of rows, (N, N), over all ranks of a process group.
