@@ -5,7 +5,9 @@ PATH=$PATH:/usr/sbin:/sbin
 SLURM_PLUGINS=$(find "$SLURM_ROOT/usr/lib" -name libslurmfull.so -printf '%h' -quit 2>/dev/null) || true
 if [ -n "$SLURM_PLUGINS" ]; then
   PATH=$SLURM_ROOT/usr/bin:$SLURM_ROOT/usr/sbin:$PATH
-  LD_LIBRARY_PATH=$SLURM_PLUGINS:${SLURM_PLUGINS%/*}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  # a triplet such as x86_64-linux-gnu; packages put libraries under /usr/lib and under /lib
+  LIBRARIES=${SLURM_PLUGINS%/*}
+  LD_LIBRARY_PATH=$SLURM_PLUGINS:$LIBRARIES:$SLURM_ROOT/lib/${LIBRARIES##*/}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   export LD_LIBRARY_PATH
 fi
 export PATH

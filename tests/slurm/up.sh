@@ -53,7 +53,7 @@ start_database() {
   local base=()
   [ -z "$SLURM_PLUGINS" ] || base=(--basedir="$SLURM_ROOT/usr")
   [ -d "$LAB/mysql/mysql" ] || mariadb-install-db --no-defaults "${base[@]}" --user="$ME" --datadir="$LAB/mysql" \
-    --auth-root-authentication-method=normal --skip-test-db >"$LAB/log/mariadb-install.log" 2>&1
+    --auth-root-authentication-method=normal --skip-test-db --skip-name-resolve >"$LAB/log/mariadb-install.log" 2>&1
   mariadbd --no-defaults "${base[@]}" --user="$ME" --datadir="$LAB/mysql" --socket="$LAB/run/mysql.sock" \
     --pid-file="$LAB/run/mariadbd.pid" --bind-address=127.0.0.1 --port=$((BASE + 2)) \
     --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 \
@@ -153,6 +153,8 @@ $EXTRA
 NodeName=$NAMES NodeHostname=$HOST NodeAddr=$address Port=[$((BASE + 11))-$((BASE + 10 + NODES))] CPUs=$CPUS RealMemory=16000 Gres=gpu:$GPUS State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
 END
+  # Nothing uses cgroups; naming a version spares slurmd the search, which fails where /sys/fs/cgroup is not mounted.
+  echo CgroupPlugin=cgroup/v1 >"$LAB/etc/cgroup.conf"
   for gpu in $(seq 0 $((GPUS - 1))); do ln -sfn /dev/null "$LAB/dev/gpu$gpu"; done
   echo "NodeName=$NAMES Name=gpu File=$LAB/dev/gpu[0-$((GPUS - 1))]" >"$LAB/etc/gres.conf"
 }
