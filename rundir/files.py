@@ -142,6 +142,15 @@ def write_status(run_dir: Path, status: Status) -> None:
     write_json(run_dir / STATUS_FILE, {"version": SCHEMA_VERSION, **record})
 
 
+def open_for_append(path: Path) -> int:
+    """Return a descriptor for appending lines; a line that a kill left torn is closed off first."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    size = os.fstat(handle).st_size
+    if size and os.pread(handle, 1, size - 1) != b"\n":
+        os.write(handle, b"\n")
+    return handle
+
+
 def iter_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole records of a metrics.jsonl in file order; skip torn and foreign lines.
 

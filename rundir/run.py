@@ -16,6 +16,7 @@ from rundir.files import (
     METRICS_FILE,
     State,
     Status,
+    open_for_append,
     read_status,
     write_status,
 )
@@ -74,7 +75,7 @@ class Run:
         self._on_progress = on_progress
         self._written_at = 0.0
         self._first_progress: tuple[float, int] | None = None
-        self._metrics = _open_for_append(self.path / METRICS_FILE)
+        self._metrics = open_for_append(self.path / METRICS_FILE)
         self._write(self.status)
 
     def log(self, stream: str, step: int, **metrics: float) -> None:
@@ -165,12 +166,3 @@ def ending(error: BaseException | None) -> tuple[State, str | None, int]:
     if isinstance(error, MemoryError):
         return State.OUT_OF_MEMORY, f"MemoryError: {reason}", 1
     return State.FAILED, f"{type(error).__name__}: {reason}", 1
-
-
-def _open_for_append(path: Path) -> int:
-    """Open for appending; a line that a killed attempt left torn is closed off first."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    size = os.fstat(handle).st_size
-    if size and os.pread(handle, 1, size - 1) != b"\n":
-        os.write(handle, b"\n")
-    return handle

@@ -154,7 +154,7 @@ def _explained_value(text: str, config: DictConfig, error: Exception) -> UserErr
     if override.is_add() or not isinstance(error, ConfigCompositionException):
         return explained(error)
     if name is None:
-        return UserError(f"{text}: {_cause(error)}")
+        return UserError(f"{text}: {_cause(error)}; to add keys write +{text}")
     node = OmegaConf.select(config, parent) if parent else config
     if not isinstance(node, Mapping):
         return UserError(f"{text}: {parent} is a value, not a mapping; it has no key {name}")

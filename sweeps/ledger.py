@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rundir import UserError, read_json, write_json
+from rundir.files import open_for_append
 from sweeps.owners import Owner
 
 LEDGER_FILE = "ledger.jsonl"
@@ -98,7 +99,7 @@ def record(home: Path, event: str, submission: str, **fields: object) -> None:
     """Append one event and make it durable before returning."""
     home.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"t": time.time(), "event": event, "submission": submission, **fields})
-    handle = os.open(home / LEDGER_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = open_for_append(home / LEDGER_FILE)
     try:
         os.write(handle, line.encode() + b"\n")
         os.fsync(handle)

@@ -1,0 +1,70 @@
+"""Composed once per choice of groups, a run's config equals what Hydra itself composes for it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from sweeps.composition import Composer, resolve, split
+from sweeps.entry import CONFIG_DIR, CONFIG_NAME
+from sweeps.plan import Plan, extend
+
+LR = "optimizer.optimizer_params.lr"
+SAMPLES = [
+    [],
+    ["optimizer=muon", f"{LR}=0.03", "seed=1"],
+    [f"{LR}=0.03", "optimizer=dap-ns-nadam", "model=micro"],
+    ["sweep=quickstart", "optimizer=muon", f"{LR}=1e-2"],
+    ["+logging=default", "logging.logging_params.val_step=64", "debug=smoke"],
+    ["training.training_params.max_steps=null", "optimizer.optimizer_params.betas=[0.9,0.99]"],
+    ["+data.dataset.path='a b,c'", "data=text", "~seed"],
+    ["cluster=slurm", "cluster.setup=[a,'b c']", "+cluster.additional_parameters.x=1"],
+    [
+        "++training.training_params.max_steps=7",
+        "model.config.vocab_size=${training.training_params.max_steps}",
+    ],
+]
+
+
+@pytest.fixture
+def loader():
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+@pytest.mark.parametrize("overrides", SAMPLES, ids=" ".join)
+def test_equals_what_hydra_composes(loader, overrides):
+    master = loader.load_configuration(CONFIG_NAME, [], run_mode=RunMode.MULTIRUN)
+    theirs = split(loader.load_sweep_config(master, overrides)).config
+    ours = Composer(loader, CONFIG_NAME).compose(overrides)
+    assert OmegaConf.to_yaml(ours.config) == OmegaConf.to_yaml(theirs)
+    assert ours.resolved == resolve(theirs)
+
+
+def test_runs_that_differ_in_values_are_composed_from_one_tree(loader):
+    calls = []
+    composer = Composer(loader, CONFIG_NAME)
+    load = composer._load
+    composer._load = lambda groups: calls.append(groups) or load(groups)
+    for optimizer, lr in itertools.product(["adamw", "muon"], range(1, 20)):
+        composed = composer.compose([f"optimizer={optimizer}", f"{LR}={lr}"])
+        assert composed.resolved["optimizer"]["optimizer_params"]["lr"] == lr
+    assert calls == [("optimizer=adamw",), ("optimizer=muon",)]
+
+
+def test_a_planned_run_composes_again_from_the_plan_alone(loader, tmp_path):
+    plan = Plan("s", tmp_path / "s", str(tmp_path))
+    composer = Composer(loader, CONFIG_NAME)
+    points = [{"optimizer": "adamw", LR: 0.1}, {"optimizer": "muon", LR: 0.2}]
+    extend(plan, composer, points, ["model=micro"])
+    plan.write()
+    for run in Plan.read(plan.root).runs:
+        again = plan.composed(run)
+        first = composer.compose(run.overrides)
+        assert again.resolved == first.resolved
+        assert OmegaConf.to_yaml(again.config) == OmegaConf.to_yaml(first.config)

@@ -1,0 +1,65 @@
+import os
+
+import pytest
+
+from rundir import UserError
+from sweeps import ledger, owners
+from sweeps.ledger import Submission
+
+
+@pytest.fixture
+def submission():
+    return Submission("ab12", "slurm", ((0, 1), (1, 3)), 2, drain=False, code="c", threads=1)
+
+
+def test_a_submission_reads_back_as_it_was_written(submission, tmp_path):
+    submission.write(tmp_path)
+    assert Submission.read(tmp_path, "ab12") == submission
+    assert Submission.read(tmp_path, "other") is None
+
+
+def test_an_intent_without_an_answer_is_known(submission, tmp_path):
+    submission.write(tmp_path)
+    ledger.record(tmp_path, "intent", "ab12")
+    assert [(e.submission.id, e.answer, e.job) for e in ledger.entries(tmp_path)] == [
+        ("ab12", None, None)
+    ]
+    ledger.record(tmp_path, "job", "ab12", job="77")
+    assert [(e.answer, e.job) for e in ledger.entries(tmp_path)] == [("job", "77")]
+
+
+def test_a_torn_last_line_is_passed_over(submission, tmp_path):
+    submission.write(tmp_path)
+    ledger.record(tmp_path, "intent", "ab12")
+    with (tmp_path / ledger.LEDGER_FILE).open("a") as file:
+        file.write('{"event": "job", "subm')
+    assert [e.answer for e in ledger.entries(tmp_path)] == [None]
+    ledger.record(tmp_path, "job", "ab12", job="77")
+    assert [e.job for e in ledger.entries(tmp_path)] == ["77"]
+
+
+def test_element_i_gets_to_run_i_and_a_draining_one_to_any(submission, tmp_path):
+    entry = ledger.Entry(submission, "job", "77")
+    assert entry.live_job(1, {"77_1": ...}) == "77_1"
+    assert entry.live_job(0, {"77_1": ...}) is None
+    drain = Submission("ab12", "slurm", ((0, 1), (1, 3)), 2, drain=True, code="c", threads=1)
+    assert ledger.Entry(drain, "job", "77").live_job(0, {"77_1": ...}) == "77_1"
+    assert ledger.Entry(submission, "job", "77").live_job(0, None) is None
+
+
+def test_a_local_submission_lives_as_long_as_one_of_its_processes(submission):
+    me = owners.myself()
+    gone = owners.Owner(me.host, me.boot, me.pid, me.started + 1)
+    assert ledger.Entry(submission, "job", None, (gone, me)).live_job(0, None)
+    assert ledger.Entry(submission, "job", None, (gone,)).live_job(0, None) is None
+
+
+def test_the_lock_is_given_back(tmp_path):
+    with (
+        ledger.locked(tmp_path, "s"),
+        pytest.raises(UserError, match=f"by process {os.getpid()}"),
+        ledger.locked(tmp_path, "s"),
+    ):
+        pass
+    with ledger.locked(tmp_path, "s"):
+        pass
