@@ -38,7 +38,7 @@ class InputMoment:
         if layer.weight.device.type != "cpu":
             # Traced by torch.compile, the hook's counters would recompile the model at each step.
             # Not on a CPU, where nothing is compiled and the import behind this takes 2 s.
-            hook = torch.compiler.disable(hook)
+            hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
         layer.register_forward_pre_hook(hook)
 
     def mean(self) -> Tensor:
