@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rundir import UserError
+from rundir import OptsweepError, UserError
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch, TrainingOrder, validation_batches
@@ -91,7 +91,11 @@ class Training:
         return total.item() / count
 
     def save(self, directory: Path, step: int) -> None:
-        """Write a checkpoint of the state after ``step`` steps; errors as in save_checkpoint."""
+        """Write a checkpoint of the state after ``step`` steps.
+
+        Raises:
+            OptsweepError: it can't be written, e.g. the disk is full; the earlier ones are whole.
+        """
         cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         state = {
             "step": step,
@@ -101,7 +105,12 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
-        path = save_checkpoint(directory, step, state, self.config.logging.keep_last)
+        try:
+            path = save_checkpoint(directory, step, state, self.config.logging.keep_last)
+        except OSError as error:
+            raise OptsweepError(
+                f"the checkpoint of step {step} can't be written: {error}; earlier ones are whole"
+            ) from error
         log.info("step %d: saved %s", step, path.name)
 
     def resume(self, directory: Path) -> int:

@@ -17,6 +17,7 @@ import pytest
 import trainer
 from rundir import Diverged, OptsweepError, Preempted, Run, State, UserError, read_status
 from rundir.files import METRICS_FILE, iter_metrics
+from trainer import checkpoint, training
 from trainer.optim.params import REGISTRY
 
 Mapping = dict[str, Any]
@@ -168,6 +169,28 @@ def test_a_killed_run_continues_to_the_bit(tiny: Mapping, change: Change, tmp_pa
     assert trained(tiny, path) == trained(tiny, tmp_path / "a")
 
 
+def test_a_full_disk_is_said_in_words_and_costs_nothing_saved_before(
+    tiny: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = trained(tiny, tmp_path / "a")
+    save, path = checkpoint.save_checkpoint, tmp_path / "b"
+
+    def disk_full_at_8(directory: Path, step: int, state: Mapping, keep_last: int) -> Path:
+        if step == 8:
+            raise OSError(28, "No space left on device")
+        return save(directory, step, state, keep_last)
+
+    monkeypatch.setattr(training, "save_checkpoint", disk_full_at_8)
+    with pytest.raises(OptsweepError) as error:
+        trained(tiny, path)
+    monkeypatch.undo()
+    assert str(error.value) == (
+        "the checkpoint of step 8 can't be written: [Errno 28] No space left on device; "
+        "earlier ones are whole"
+    )
+    assert trained(tiny, path) == undisturbed
+
+
 def test_a_finished_run_trained_again_does_nothing(tiny: Mapping, tmp_path: Path) -> None:
     finished = trained(tiny, tmp_path)
     assert trained(tiny, tmp_path) == finished
@@ -242,7 +265,7 @@ def test_data_that_only_tokenizing_can_measure_is_checked_before_the_first_step(
     import numpy as np
     import torch
 
-    from trainer import TrainConfig, training
+    from trainer import TrainConfig
     from trainer.data.corpus import Corpus
 
     short = Corpus(np.zeros(900, np.uint8), np.zeros(100, np.uint8))
