@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,7 @@ def _record(job: Job, before: dict[str, Any]) -> dict[str, Any]:
         "code": job.code,
         "git": job.git,
         "packages": provenance.packages(),
+        "python": platform.python_version(),
     }
 
 

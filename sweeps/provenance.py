@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 from functools import lru_cache
@@ -84,9 +83,5 @@ def slurm_ids() -> dict[str, str]:
 
 
 def host() -> dict[str, Any]:
-    """Return the machine's name, Python version and CPU count."""
-    return {
-        "host": os.uname().nodename,
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)),
-    }
+    """Return the machine's name and how many cores this process may use."""
+    return {"host": os.uname().nodename, "cores": len(os.sched_getaffinity(0))}

@@ -1,0 +1,162 @@
+"""Sweeps on a real SLURM: submitted at once, followed to the end, launched again."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+LR = "optimizer.optimizer_params.lr"
+
+
+@pytest.fixture
+def login(shell, slurm):
+    """Be on the login node of a cluster without accounting."""
+    shell.env.update(slurm.env)
+    yield shell
+    slurm.run("scancel", "--user=root", check=False)
+    slurm.wait_idle()
+
+
+def wait_until(login, condition, seconds: float = 90) -> list[dict]:
+    """Return the sweep's states once they meet the condition."""
+    end = time.monotonic() + seconds
+    while True:
+        found = login.status("s")
+        if condition(found):
+            return found
+        assert time.monotonic() < end, found
+        time.sleep(0.3)
+
+
+def ended(runs: list[dict]) -> bool:
+    return not {run["state"] for run in runs} & {"pending", "running", "planned"}
+
+
+def launch(toy, *more: str) -> tuple[str, ...]:
+    return ("launch", "-m", *toy, "paths.sweep=s", "cluster=slurm", "cluster.timeout_min=10", *more)
+
+
+def submissions(login) -> list[dict]:
+    files = sorted(login.cwd.glob("multirun/s/.sweep/submissions/*/submission.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def test_launch_returns_while_the_jobs_still_wait_and_status_follows_them(login, toy):
+    done = login(*launch(toy, f"{LR}=0.1,0.2,0.3"))
+    assert "submitted 3 runs as job " in done.stderr
+    runs = wait_until(login, ended)
+    assert [run["state"] for run in runs] == ["completed"] * 3
+    assert all(run["job"].endswith(f"_{run['index']}") for run in runs)
+    again = login(*launch(toy, f"{LR}=0.1,0.2,0.3"))
+    assert "3 completed; none to submit" in again.stderr
+    assert len(submissions(login)) == 1
+
+
+def test_waiting_runs_are_pending_and_are_not_submitted_again(login, toy):
+    hold = "+cluster.additional_parameters.begin=now+1hour"
+    login(*launch(toy, f"{LR}=0.1,0.2", hold))
+    assert [run["state"] for run in login.status("s")] == ["pending", "pending"]
+    assert "2 pending; none to submit" in login(*launch(toy, f"{LR}=0.1,0.2", hold)).stderr
+    login("-m", "sweeps", "cancel", "s")
+    runs = wait_until(login, lambda runs: "pending" not in {run["state"] for run in runs})
+    assert {run["state"] for run in runs} == {"planned"}
+
+
+def test_a_cancelled_element_checkpoints_and_only_it_is_launched_again(login, toy):
+    login.env["TOY_STEP_S"] = "0.1"
+    command = launch(toy, f"{LR}=0.1,0.2", "training.training_params.max_steps=40")
+    login(*command)
+    runs = wait_until(login, lambda runs: all((run.get("step") or 0) > 3 for run in runs))
+    login.env["TOY_STEP_S"] = "0.01"
+    subprocess.run(["scancel", runs[0]["job"]], env=login.environment(), check=True)
+    runs = wait_until(login, lambda runs: runs[0]["state"] == "preempted")
+    assert runs[0]["reason"].startswith("stopped by SIGTERM after a checkpoint at step ")
+    again = login(*command)
+    assert "1 to submit, 1 of them again" in again.stderr
+    assert {run["state"] for run in wait_until(login, ended)} == {"completed"}
+    steps = [
+        json.loads(line)["step"]
+        for line in (login.cwd / runs[0]["directory"] / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(1, 41))
+
+
+def test_two_workers_drain_a_sweep_of_six(login, toy):
+    login(*launch(toy, "seed=1,2,3,4,5,6", "cluster.workers=2"))
+    runs = wait_until(login, ended)
+    assert {run["state"] for run in runs} == {"completed"}
+    assert submissions(login)[0]["elements"] == 2
+    assert len({run["job"] for run in runs}) <= 2
+
+
+def test_what_sbatch_says_reaches_the_user_with_exit_code_3(login, toy):
+    done = login(*launch(toy, "seed=1,2", "cluster.partition=nope"), code=3)
+    assert done.stderr.splitlines()[-1] == (
+        "error: sbatch: error: invalid partition specified: nope "
+        "sbatch: error: Batch job submission failed: Invalid partition name specified; "
+        "0 of 2 runs were submitted; launch again to submit the rest"
+    )
+    login(*launch(toy, "seed=1,2"))
+    assert {run["state"] for run in wait_until(login, ended)} == {"completed"}
+
+
+def test_the_login_shells_slurm_variables_do_not_reach_the_jobs(login, toy):
+    login.env.update({"SLURM_CPU_BIND": "mask_cpu:0x1", "SBATCH_PARTITION": "nope"})
+    login(*launch(toy, "seed=1"))
+    assert {run["state"] for run in wait_until(login, ended)} == {"completed"}
+
+
+def test_an_edit_of_the_code_while_jobs_run_from_it_is_refused_in_words(login, toy):
+    login(*launch(toy, "seed=1", "+cluster.additional_parameters.begin=now+3"))
+    code = next(login.cwd.glob("multirun/s/.sweep/code/*"))
+    with (code / "rundir" / "run.py").open("a") as file:
+        file.write("# edited\n")
+    log = login.cwd / "multirun/s/.sweep/submissions"
+    wait_until(login, lambda runs: runs[0]["state"] == "planned")
+    said = "".join(file.read_text() for file in log.glob("*/*_log.out"))
+    assert "has changed since submission" in said
+
+
+def test_too_little_time_for_the_signal_is_refused_before_anything_happens(login, toy):
+    done = login(*launch(toy, "seed=1", "cluster.timeout_min=2"), code=2)
+    assert done.stderr == (
+        "error: cluster.timeout_min = 2; must leave over a minute before the signal at 120 s to "
+        "the end: raise it, or lower cluster.signal_delay_s\n"
+    )
+    assert not (login.cwd / "multirun").exists()
+
+
+def test_with_accounting_a_killed_run_has_slurms_own_words(shell, slurm_accounting, toy):
+    shell.env.update(slurm_accounting.env)
+    shell.env["TOY_STEP_S"] = "0.1"
+    shell(*launch(toy, "seed=1", "training.training_params.max_steps=1000"))
+    runs = wait_until(shell, lambda runs: (runs[0].get("step") or 0) > 2)
+    worker = json.loads((shell.cwd / "multirun/s/.sweep/claims/0.1").read_text())["pid"]
+    os.kill(worker, signal.SIGKILL)
+    runs = wait_until(shell, lambda runs: runs[0]["state"] == "failed")
+    assert runs[0]["reason"].startswith("SLURM says FAILED (exit code ")
+    slurm_accounting.wait_idle()
+
+
+def test_the_quickstart_trains_on_slurm_and_is_collected_into_the_same_table(login):
+    """A few steps of the real sweep, here and on SLURM: the same runs with the same losses."""
+    short = [
+        "sweep=quickstart",
+        f"{LR}=0.003,0.01",
+        "training.training_params.max_steps=4",
+        "training.training_params.val_tokens_processed=8192",
+    ]
+    login("launch", *short, "paths.multirun=here", "cluster.cpus_per_task=1")
+    login("launch", *short, "cluster=slurm", "paths.sweep=s", "cluster.cpus_per_task=1")
+    assert {run["state"] for run in wait_until(login, ended, 180)} == {"completed"}
+    tables = []
+    for root in ("here", "multirun"):
+        login("-m", "analysis", "collect", root, "--store", f"store-{root}")
+        done = login("-m", "analysis", "table", "--store", f"store-{root}", "--all", "--json")
+        rows = json.loads(done.stdout)
+        tables.append(sorted((row["signature"], row["final.val.loss"]) for row in rows))
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 4
