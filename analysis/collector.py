@@ -17,7 +17,14 @@ import pyarrow as pa
 from analysis import manifest as manifests
 from analysis.bucket import Built, Job, build, runs_table
 from analysis.columns import Kind, conform, join_schemas
-from analysis.discovery import DEFAULT_ROOTS, Discovery, Found, default_roots, discover, run_id
+from analysis.discovery import (
+    DEFAULT_ROOTS,
+    Discovery,
+    Found,
+    default_roots,
+    discover,
+    planned_run_id,
+)
 from analysis.manifest import PLANNED, Manifest, NewerStoreError, Part, Source, StoreError
 from analysis.problems import SCHEMA, Problem
 from analysis.runrecord import planned_row, read_plan
@@ -199,7 +206,9 @@ def _update(
                     sources[run].bucket = bucket
     for result in built:
         sources |= result.sources
-    planned_rows, plan_problems = _planned(changes.plans, set(sources))
+    planned_rows, plan_problems = _planned(
+        changes.plans, {source.directory for source in sources.values()}
+    )
     new = Manifest(generation, plans=changes.plans, sources=dict(sorted(sources.items())))
     kept = {
         table: [
@@ -336,8 +345,8 @@ def _planned(
                 detail = "a run has no directory inside the sweep"
                 problems.append(Problem(None, path, None, "plan", detail))
                 continue
-            run = run_id(directory)
-            if run not in present:
+            if directory not in present:
+                run = planned_run_id(directory, sweep_dir)
                 rows[run] = planned_row(run, directory, plan.get("sweep"), planned)
     return [rows[run] for run in sorted(rows)], problems
 

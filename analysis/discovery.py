@@ -92,9 +92,10 @@ def discover(roots: list[Path]) -> Discovery:
     return found
 
 
-def run_id(directory: str) -> str:
-    """Return the id of a run directory below one of the default roots, or its path otherwise."""
-    return _relative(directory, _base(directory))
+def planned_run_id(directory: str, sweep_dir: str) -> str:
+    """Return the id that a run of a sweep's plan will have once it has its directory."""
+    base = _base(sweep_dir)
+    return _relative(directory, base if base != sweep_dir else os.path.dirname(sweep_dir))
 
 
 def _base(top: str) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "TrainConfig",
     "TrainingParams",
     "check",
+    "preload",
     "run",
     "train",
 ]
@@ -47,6 +48,11 @@ def run(config: Mapping[str, Any], run: Run) -> None:
         Preempted: a stop was requested; the checkpoint is written.
     """
     train(TrainConfig.from_mapping(config), run)
+
+
+def preload() -> None:
+    """Import what training needs; a worker does so once, before it forks a process for each run."""
+    import trainer.loop  # noqa: F401
 
 
 def train(config: TrainConfig, run: Run) -> None:

@@ -69,6 +69,16 @@ def test_a_planned_run_becomes_its_own_row_once_it_starts(sweep_place: Path, run
     assert runs()["name"].tolist().count("m-0.1") == 1
 
 
+@pytest.mark.parametrize("name", ["results", "results/quickstart"])
+def test_a_sweep_below_a_root_of_any_name_has_each_run_once(sweep_place: Path, name: str) -> None:
+    (sweep_place / "multirun").rename(sweep_place / "results")
+    summary = collect([name])
+    assert summary.planned == 1
+    found = runs()
+    assert found["run"].is_unique
+    assert found["state"].tolist().count("planned") == 1
+
+
 def test_nothing_changed_writes_nothing_but_the_time(sweep_place: Path) -> None:
     collect()
     before = {p: p.read_bytes() for p in Path("store").rglob("*") if p.is_file()}
