@@ -181,10 +181,8 @@ class _Lines:
         due = time.monotonic() - self._printed_at >= LINES_EVERY_S
         for state in asked:
             changed = self._states.get(state.run.index) is not state.state
-            worth = state.state in ENDED or (
-                state.state is State.RUNNING and state.status is not None
-            )
-            if (changed and worth) or (due and state.state is State.RUNNING):
+            started = state.state is State.RUNNING and state.status is not None
+            if (changed and (started or state.state in ENDED)) or (due and started):
                 err.print(
                     f"{label(state.run):<36} {progress_line(state.state, state.status)}",
                     markup=False,

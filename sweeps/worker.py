@@ -100,7 +100,7 @@ class Worker:
         return int(allotted) if allotted else self.submission.threads
 
     def _preload(self) -> None:
-        """Import the task's module, and what its ``preload()`` imports, once for all forked runs."""
+        """Import the task, and what its ``preload()`` imports, once for all forked runs."""
         threads = str(self._threads() or len(os.sched_getaffinity(0)))
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = threads

@@ -52,6 +52,9 @@ def run(config: Mapping[str, Any], run: Run) -> None:
 
 def preload() -> None:
     """Import what training needs; a worker does so once, before it forks a process for each run."""
+    # torch.optim imports torch._dynamo at the first optimizer: 1 s and more in every single run.
+    import torch._dynamo  # noqa: F401
+
     import trainer.loop  # noqa: F401
 
 
