@@ -44,6 +44,9 @@ UNITS = {
 MOST_LABELS = 10
 """A legend of more runs than this names groups only."""
 
+_MOST_TICKS = 8
+"""Learning rates up to which each has a tick of its own; more would overlap."""
+
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -122,6 +125,10 @@ def lr_sensitivity_plot(
             rows = points[[label == name for label in labels]]
             _draw_rates(axes, rows, name or "all runs", number)
         axes.set(xlabel=UNITS["lr"], ylabel=_label(metric))
+        rates = sorted(set(points["lr"]))
+        if len(rates) <= _MOST_TICKS:
+            axes.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
+            axes.minorticks_off()
         _limit(axes, points["mean"], loose=True)
         crossed = points[(points["n"] == 0) & (points["diverged"] > 0)]
         _mark_diverged(axes, crossed, [names.index(labels[i]) for i in crossed.index])
