@@ -13,6 +13,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.complete ## install everything into .venv
+	@echo "setup: .venv is up to date"
 
 demo: .venv/.base ## sweep small GPTs on this machine: progress, table, plots (3 minutes)
 	$(BIN)/python launch.py sweep=quickstart
