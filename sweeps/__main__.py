@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -12,9 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.live import Live
-
-from rundir import DONE, ENDED, ClusterError, OptsweepError, State, UserError, unknown
+from rundir import DONE, ENDED, ClusterError, OptsweepError, UserError, unknown
 from rundir.files import LOG_FILE, SWEEP_DIR
 from sweeps import display, ledger, scheduler, states
 from sweeps.plan import Plan
@@ -77,27 +76,25 @@ def status(arguments: argparse.Namespace) -> int:
         table.title = f"sweep {plan.sweep}: {display.summary(surveyed)}"
         table.title_justify = "left"
         display.out.print(table)
-    return 1 if any(s.state in ENDED - DONE for s in surveyed) else 0
+    return _exit_code(surveyed)
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    """Redraw the status until nothing is pending or running; Ctrl-C leaves the runs alone."""
+    """Show the status until nothing is pending or running; Ctrl-C leaves the runs alone."""
     plan = find(arguments.sweep)
-    pause, longest = WATCH_S
+    first, longest = WATCH_S
+    pauses = (min(first * 1.1**count, longest) for count in itertools.count())
     try:
-        with Live(console=display.out, auto_refresh=False) as live:
-            while True:
-                surveyed = survey(plan)
-                table = display.run_table(surveyed)
-                table.caption = f"sweep {plan.sweep}: {display.summary(surveyed)}"
-                live.update(table, refresh=True)
-                if not any(s.state in (State.PENDING, State.RUNNING) for s in surveyed):
-                    break
-                time.sleep(pause)
-                pause = min(pause * 1.1, longest)
+        last = display.watch(lambda: survey(plan), pauses)
     except KeyboardInterrupt:
         display.err.print("the runs go on; follow them again with the same command")
-    return 0
+        return 0
+    display.err.print(f"sweep {plan.sweep}: {display.summary(last)}")
+    return _exit_code(last)
+
+
+def _exit_code(surveyed: Sequence[RunState]) -> int:
+    return 1 if any(s.state in ENDED - DONE for s in surveyed) else 0
 
 
 def logs(arguments: argparse.Namespace) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -128,16 +129,29 @@ def follow(plan: Plan, indices: Sequence[int]) -> int:
     return 130
 
 
-def _follow(plan: Plan, indices: Sequence[int]) -> list[RunState]:
-    printer = _LiveRuns() if err.is_terminal else _Lines()
-    with printer:
-        while True:
-            surveyed = states.survey(plan)
-            asked = [surveyed[index] for index in indices]
+def watch(survey: Callable[[], list[RunState]], pauses: Iterable[float]) -> list[RunState]:
+    """Show the runs until nothing is pending or running any more; return their last states.
+
+    Args:
+        survey: asks for the states.
+        pauses: seconds between two questions; endless.
+    """
+    with _LiveRuns() if err.is_terminal else _Lines() as printer:
+        for pause in pauses:
+            asked = survey()
             printer.show(asked)
             if all(s.state not in (State.PENDING, State.RUNNING) for s in asked):
-                return asked
-            time.sleep(POLL_S)
+                break
+            time.sleep(pause)
+    return asked
+
+
+def _follow(plan: Plan, indices: Sequence[int]) -> list[RunState]:
+    def survey() -> list[RunState]:
+        surveyed = states.survey(plan)
+        return [surveyed[index] for index in indices]
+
+    return watch(survey, itertools.repeat(POLL_S))
 
 
 class _LiveRuns:
