@@ -72,7 +72,7 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_as_dict(plan, state) for state in surveyed], indent=1))
     else:
-        table = display.run_table(surveyed)
+        table = display.run_table(plan, surveyed)
         table.title = f"sweep {plan.sweep}: {display.summary(surveyed)}"
         table.title_justify = "left"
         display.out.print(table)
@@ -85,7 +85,7 @@ def watch(arguments: argparse.Namespace) -> int:
     first, longest = WATCH_S
     pauses = (min(first * 1.1**count, longest) for count in itertools.count())
     try:
-        last = display.watch(lambda: survey(plan), pauses)
+        last = display.watch(plan, lambda: survey(plan), pauses)
     except KeyboardInterrupt:
         display.err.print("the runs go on; follow them again with the same command")
         return 0

@@ -21,8 +21,7 @@ from rundir.files import LOG_FILE
 from sweeps import ledger, states
 from sweeps.clusters import Cluster
 from sweeps.ledger import Submission
-from sweeps.overrides import shown
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import Plan
 from sweeps.states import RunState
 
 POLL_S = 0.5
@@ -129,14 +128,17 @@ def follow(plan: Plan, indices: Sequence[int]) -> int:
     return 130
 
 
-def watch(survey: Callable[[], list[RunState]], pauses: Iterable[float]) -> list[RunState]:
+def watch(
+    plan: Plan, survey: Callable[[], list[RunState]], pauses: Iterable[float]
+) -> list[RunState]:
     """Show the runs until nothing is pending or running any more; return their last states.
 
     Args:
+        plan: the sweep.
         survey: asks for the states.
         pauses: seconds between two questions; endless.
     """
-    with _LiveRuns() if err.is_terminal else _Lines() as printer:
+    with _LiveRuns(plan) if err.is_terminal else _Lines(plan) as printer:
         for pause in pauses:
             asked = survey()
             printer.show(asked)
@@ -151,13 +153,14 @@ def _follow(plan: Plan, indices: Sequence[int]) -> list[RunState]:
         surveyed = states.survey(plan)
         return [surveyed[index] for index in indices]
 
-    return watch(survey, itertools.repeat(POLL_S))
+    return watch(plan, survey, itertools.repeat(POLL_S))
 
 
 class _LiveRuns:
     """A table on a terminal, redrawn in place: running runs, then counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._live = Live(console=err, auto_refresh=False)
 
     def __enter__(self) -> _LiveRuns:
@@ -172,7 +175,7 @@ class _LiveRuns:
         room = max(4, (err.height or 24) - 4)
         first = [s for s in asked if s.state is State.RUNNING]
         rest = [s for s in asked if s.state is not State.RUNNING]
-        table = run_table((first + rest)[:room] if len(asked) > room else asked)
+        table = run_table(self._plan, (first + rest)[:room] if len(asked) > room else asked)
         table.caption = summary(asked)
         self._live.update(table, refresh=True)
 
@@ -180,7 +183,8 @@ class _LiveRuns:
 class _Lines:
     """Lines in a log: each change of state, and every running run every few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._states: dict[int, State] = {}
         self._printed_at = 0.0
 
@@ -197,10 +201,8 @@ class _Lines:
             changed = self._states.get(state.run.index) is not state.state
             started = state.state is State.RUNNING and state.status is not None
             if (changed and (started or state.state in ENDED)) or (due and started):
-                err.print(
-                    f"{label(state.run):<36} {progress_line(state.state, state.status)}",
-                    markup=False,
-                )
+                line = progress_line(state.state, state.status)
+                err.print(f"{self._plan.labels[state.run.index]:<36} {line}", markup=False)
                 self._states[state.run.index] = state.state
         if due:
             self._printed_at = time.monotonic()
@@ -218,7 +220,7 @@ def progress_line(state: State, status: Status | None) -> str:
     return f"{state!s:<9} {cells[0]}{loss}{speed}{left}{ended}"
 
 
-def run_table(asked: Sequence[RunState]) -> Table:
+def run_table(plan: Plan, asked: Sequence[RunState]) -> Table:
     """Return the table of runs for ``status``, ``watch`` and a followed local sweep."""
     table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     table.add_column("#", justify="right", style="dim")
@@ -231,7 +233,7 @@ def run_table(asked: Sequence[RunState]) -> Table:
         cells = _progress_cells(state.status) if state.status else ("", "", "", "")
         why = state.reason or _where(state)
         colour = _COLOURS.get(state.state, "red")
-        run, word = Text(label(state.run)), Text(str(state.state), style=colour)
+        run, word = Text(plan.labels[state.run.index]), Text(str(state.state), style=colour)
         table.add_row(str(state.run.index), run, word, *cells, Text(why or ""))
     return table
 
@@ -293,11 +295,6 @@ def _by_reason(asked: Sequence[RunState]) -> dict[tuple[State, str], list[RunSta
         if state.reason:
             groups.setdefault((state.state, state.reason), []).append(state)
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
-
-
-def label(run: PlannedRun) -> str:
-    """Return what tells a run from the others of its sweep: ``optimizer=muon, lr=0.01``."""
-    return shown(run.varying) or run.name
 
 
 def print_tail(log: Path, lines: int = 5) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ class Plan:
     def directory(self, run: PlannedRun) -> Path:
         """Return the run's directory."""
         return self.root / run.directory
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """What tells each run from all others of the sweep: ``optimizer=muon, lr=0.01``."""
+        points = [dict(text.partition("=")[::2] for text in run.overrides) for run in self.runs]
+        keys = varying_keys(points)
+        return [
+            shown({key: point[key] for key in keys if key in point}) or run.name
+            for run, point in zip(self.runs, points, strict=True)
+        ]
 
     def composed(self, run: PlannedRun) -> Composed:
         """Compose a planned run again from what the plan holds, without the config tree."""
