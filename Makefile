@@ -1,5 +1,6 @@
 # Every target sets up what it needs; only git, make and Python 3.10 or newer have to be there.
 SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-slurm test check slurm bench clean
@@ -18,8 +19,20 @@ setup: .venv/.complete ## install everything into .venv
 demo: .venv/.base ## sweep small GPTs on this machine: progress, table, plots (3 minutes)
 	$(BIN)/python launch.py sweep=quickstart
 	$(BIN)/python -m analysis collect
-	$(BIN)/python -m analysis table quickstart
 	$(BIN)/python -m analysis plot quickstart --out demo
+	$(BIN)/python -m analysis table quickstart | tee demo/table.txt
+ifdef README # make demo README=yes puts the table and the pictures into the README
+	@mkdir -p docs/images && cp demo/*.png docs/images/
+	@awk '/^<!-- table -->/ {print; print "```"; while ((getline line < "demo/table.txt") > 0) print line; \
+	  print "```"; skip = 1} /^<!-- \/table -->/ {skip = 0} !skip' README.md >demo/README.md && mv demo/README.md README.md
+endif
+	@printf '%s\n' '' 'What next:' \
+	  '  source .venv/bin/activate' \
+	  '  python launch.py sweep=quickstart optimizer=muon optimizer.optimizer_params.lr=0.02,0.05   # extend the sweep' \
+	  '  python launch.py sweep=quickstart cluster=slurm cluster.partition=PARTITION dry_run=true   # what your cluster would get' \
+	  '  python -m sweeps rerun multirun/quickstart/nano/shakespeare/muon/lr-0.03-* --verify        # the same losses, to the bit' \
+	  '  python -m sweeps status quickstart' \
+	  '  python -m analysis table quickstart --all --csv                                            # every column'
 
 demo-slurm: .venv/.base slurm ## the same sweep as jobs of a private SLURM, started and stopped again
 	@tests/slurm/demo.sh $(BIN)/python
