@@ -1,5 +1,6 @@
 # Every target sets up what it needs; only git, make and Python 3.10 or newer have to be there.
 SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
 .SHELLFLAGS := -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
