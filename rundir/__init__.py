@@ -1,6 +1,16 @@
 """The run directory: all that sweeps, trainer and analysis share. Standard library only."""
 
-from rundir.errors import ClusterError, Diverged, OptsweepError, Preempted, UserError, unknown
+from rundir.errors import (
+    ClusterError,
+    Diverged,
+    IllegalValue,
+    OptsweepError,
+    Preempted,
+    UserError,
+    exit_code_of,
+    require,
+    unknown,
+)
 from rundir.files import DONE, ENDED, State, Status, read_json, read_status, write_json
 from rundir.run import Run, ending
 
@@ -9,6 +19,7 @@ __all__ = [
     "ENDED",
     "ClusterError",
     "Diverged",
+    "IllegalValue",
     "OptsweepError",
     "Preempted",
     "Run",
@@ -16,8 +27,10 @@ __all__ = [
     "Status",
     "UserError",
     "ending",
+    "exit_code_of",
     "read_json",
     "read_status",
+    "require",
     "unknown",
     "write_json",
 ]

@@ -2,6 +2,7 @@
 
 OptsweepError            1   some run failed, or a command could not do its work
 ├── UserError            2   the user's input is wrong; nothing was submitted, nothing changed
+│   └── IllegalValue         a value outside what its key allows
 ├── ClusterError         3   the cluster said no; carries its words
 ├── Diverged             1   raised by a task: the loss is not finite, or the divergence rule fired
 └── Preempted            1   raised by a task that checkpointed because it was asked to stop
@@ -12,7 +13,9 @@ A message is one line in the form ``name = value; must be …; did you mean …?
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
 
 class OptsweepError(Exception):
@@ -25,6 +28,14 @@ class UserError(OptsweepError):
     """The user's input is wrong. Raised before anything is submitted or written."""
 
     exit_code = 2
+
+
+class IllegalValue(UserError):
+    """A value outside what its field allows."""
+
+    def __init__(self, name: str, value: object, must: str) -> None:
+        super().__init__(f"{name} = {_shown(value)}; must be {must}")
+        self.name, self.value, self.must = name, value, must
 
 
 class ClusterError(OptsweepError):
@@ -62,3 +73,34 @@ def unknown(what: str, name: str, legal: Iterable[object], where: str = "") -> U
     hint = f"; did you mean {guess}?" if guess else ""
     listed = ", ".join(words) if words else "none exist"
     return UserError(f"unknown {what} {name}{place}; must be one of: {listed}{hint}")
+
+
+def require(condition: bool, name: str, value: object, must: str) -> None:
+    """Raise :class:`IllegalValue` ``name = value; must be …`` unless ``condition`` holds."""
+    if not condition:
+        raise IllegalValue(name, value, must)
+
+
+def _shown(value: object) -> str:
+    text = (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    )
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Run a command line's work and return its exit code; an error is one line on stderr."""
+    try:
+        return command()
+    except OptsweepError as error:
+        message, code = str(error), error.exit_code
+    except BrokenPipeError:  # e.g. piped into head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # e.g. a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        message, code = f"{where}{error.strerror or error}", OptsweepError.exit_code
+    except KeyboardInterrupt:
+        return 130
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - this is how a command fails
+    return code

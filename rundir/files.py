@@ -10,17 +10,19 @@ train.log       what it printed
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 SCHEMA_VERSION = 1
-"""Written into run.json and status.json; a reader refuses a newer one."""
+"""Written into run.json, status.json and plan.json."""
 
 HYDRA_DIR = ".hydra"
 RUN_FILE = "run.json"
@@ -28,6 +30,11 @@ STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_DIR = "checkpoints"
 LOG_FILE = "train.log"
+
+OUTPUTS = "outputs"
+"""Where single runs lie, unless the config's ``paths.outputs`` says otherwise."""
+MULTIRUN = "multirun"
+"""Where sweeps lie, unless the config's ``paths.multirun`` says otherwise."""
 
 SWEEP_DIR = ".sweep"
 """Subdirectory of a sweep that holds its plan, ledger, claims, frozen code and scheduler files."""
@@ -85,32 +92,67 @@ class Status:
     reason: str | None = None
     """Why the run is in a bad state, in one line."""
     exit_code: int | None = None
+    seconds_left: float | None = None
+    """Estimated seconds to the last step, from this attempt's mean step time."""
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimated seconds to the last step, from this attempt's mean step time."""
-        figure = (self.figures or {}).get("seconds_left")
-        return None if figure is None else float(figure)
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a sibling to write, and put it in the place of ``path`` when the block ends well.
+
+    A reader sees the old file or the new one, never a part; after the block the new one survives a
+    crash of the machine. When the block raises, the old file stays and the sibling goes.
+    """
+    handle, sibling = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(sibling, 0o644)
+        os.replace(sibling, path)
+    except BaseException:
+        Path(sibling).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in the directory survive a crash of the machine."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[str | None]:
+    """Try to take an exclusive lock; yield None with the lock, or else who holds it.
+
+    The kernel gives the lock back when this process ends, however it ends.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with os.fdopen(handle, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield file.read().strip() or "another process"
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield None
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace ``path`` by the JSON of ``value`` in one atomic, durable step.
+    """Replace ``path`` by the JSON of ``value``.
 
-    A reader sees the old file or the new one, never a part. NaN and the infinities are written
-    as Python's json does (``NaN``, ``Infinity``) and survive the round trip.
+    NaN and the infinities are written as Python's json does (``NaN``, ``Infinity``) and survive the
+    round trip.
     """
-    text = json.dumps(value, indent=1, default=str) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1, default=str).encode() + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -102,10 +102,14 @@ class Run:
         if self._first_progress is None:
             self._first_progress = (now, step)
         since, first = self._first_progress
-        if step > first:
-            figures["seconds_left"] = (now - since) / (step - first) * (total_steps - step)
+        left = (now - since) / (step - first) * (total_steps - step) if step > first else None
         self.status = replace(
-            self.status, step=step, total_steps=total_steps, figures=figures, updated_at=now
+            self.status,
+            step=step,
+            total_steps=total_steps,
+            figures=figures,
+            seconds_left=left,
+            updated_at=now,
         )
         if now - self._written_at >= STATUS_INTERVAL_S or step >= total_steps:
             self._write(self.status)
@@ -117,12 +121,11 @@ class Run:
     def end(self, state: State, reason: str | None = None, exit_code: int = 0) -> None:
         """Record how this attempt ended."""
         now = time.time()
-        figures = {k: v for k, v in (self.status.figures or {}).items() if k != "seconds_left"}
         self._write(
             replace(
                 self.status,
                 state=state,
-                figures=figures,
+                seconds_left=None,
                 reason=reason,
                 exit_code=exit_code,
                 updated_at=now,

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rundir import UserError, unknown
+from rundir.errors import IllegalValue, require
 from trainer.data.sources import DATASETS, TOKENIZERS, count_tokens, split
-from trainer.fields import IllegalValue, from_mapping, require
+from trainer.fields import from_mapping
 from trainer.optim.params import OptimizerParams, optimizer_params
 
 

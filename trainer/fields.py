@@ -1,6 +1,6 @@
 """Strict construction of config dataclasses from plain mappings, with errors that name the key.
 
-A config class checks its own values in ``__post_init__`` by calling :func:`require`. Built through
+A config class checks its own values in ``__post_init__`` with :func:`rundir.require`. Built through
 :func:`from_mapping`, the message carries the whole dotted name; built by hand, the bare one.
 """
 
@@ -12,23 +12,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from rundir.errors import UserError, unknown
+from rundir.errors import IllegalValue, UserError, require, unknown
 
 T = TypeVar("T")
-
-
-class IllegalValue(UserError):
-    """A value outside what its field allows."""
-
-    def __init__(self, name: str, value: object, must: str) -> None:
-        super().__init__(f"{name} = {_shown(value)}; must be {must}")
-        self.name, self.value, self.must = name, value, must
-
-
-def require(condition: bool, name: str, value: object, must: str) -> None:
-    """Raise :class:`IllegalValue` ``name = value; must be …`` unless ``condition`` holds."""
-    if not condition:
-        raise IllegalValue(name, value, must)
 
 
 def from_mapping(cls: type[T], values: object, where: str) -> T:
@@ -124,10 +110,3 @@ def _convert_scalar(value: object, hint: Any, name: str) -> Any:
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     require(fits, name, value, _SCALARS.get(hint, f"a {hint.__name__}"))
     return value
-
-
-def _shown(value: object) -> str:
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    )
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.fields import require
+from rundir.errors import require
 
 Backend = Literal["torch", "triton"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rundir.errors import UserError, unknown
-from trainer.fields import from_mapping, require
+from rundir.errors import UserError, require, unknown
+from trainer.fields import from_mapping
 from trainer.optim.schedule import parse_schedule
 
 

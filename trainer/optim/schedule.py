@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rundir.errors import nearest
-from trainer.fields import IllegalValue
+from rundir.errors import IllegalValue, nearest
 
 WSD_DECAY_FRACTION = 0.2
 """Part of the run over which ``wsd`` decays, unless the name gives another, as in ``wsd_0.1``."""
