@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from analysis import commands
-from rundir.errors import OptsweepError
+from rundir import exit_code_of
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
         options.command(options)
         sys.stdout.flush()
-    except OptsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader has gone, e.g. `| head`; Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("interrupted; the store is as it was", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code_of(command)
 
 
 def _parser() -> argparse.ArgumentParser:

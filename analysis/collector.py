@@ -15,28 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from analysis import manifest as manifests
-from analysis.bucket import Built, Job, build, runs_table
-from analysis.columns import Kind, conform, join_schemas
-from analysis.discovery import (
-    DEFAULT_ROOTS,
-    Discovery,
-    Found,
-    default_roots,
-    discover,
-    planned_run_id,
-)
-from analysis.manifest import PLANNED, Manifest, NewerStoreError, Part, Source, StoreError
-from analysis.problems import SCHEMA, Problem
-from analysis.runrecord import planned_row, read_plan
-from analysis.store import (
-    PROBLEMS_FILE,
-    RUNS,
-    part_file,
-    read_part,
-    read_problems,
-    remove_rubbish,
-    write_part,
-)
+from analysis.assembly import assemble, planned_part, planned_rows, remaining_problems
+from analysis.bucket import Built, Job, build
+from analysis.discovery import DEFAULT_ROOTS, Discovery, Found, below, default_roots, discover
+from analysis.manifest import PLANNED, Manifest, NewerStoreError, Source, StoreError
+from analysis.problems import SCHEMA
+from analysis.store import PROBLEMS_FILE, RUNS, read_problems, remove_rubbish, write_part
 from rundir.errors import UserError
 from rundir.files import METRICS_FILE
 
@@ -171,18 +155,14 @@ def _compare(manifest: Manifest, found: Discovery, scanned: list[str]) -> _Chang
     for run, source in manifest.sources.items():
         if run in found.runs:
             continue
-        if not _below(source.directory, scanned) or _below(source.directory, hidden):
+        if not below(source.directory, scanned) or below(source.directory, hidden):
             unchanged.append(run)
         else:
             gone.append(run)
-    plans = {p: s for p, s in manifest.plans.items() if not _below(p, scanned)} | found.plans
+    plans = {p: s for p, s in manifest.plans.items() if not below(p, scanned)} | found.plans
     nothing = not (fresh or changed or gone) and plans == manifest.plans and not hidden
     fresh.sort(key=lambda here: here.run)
     return _Changes(fresh, changed, unchanged, gone, plans, nothing and manifest.generation > 0)
-
-
-def _below(path: str, tops: Sequence[str]) -> bool:
-    return any(path == top or path.startswith(top.rstrip(os.sep) + os.sep) for top in tops)
 
 
 def _update(
@@ -206,7 +186,7 @@ def _update(
                     sources[run].bucket = bucket
     for result in built:
         sources |= result.sources
-    planned_rows, plan_problems = _planned(
+    rows, plan_problems = planned_rows(
         changes.plans, {source.directory for source in sources.values()}
     )
     new = Manifest(generation, plans=changes.plans, sources=dict(sorted(sources.items())))
@@ -218,9 +198,9 @@ def _update(
         ]
         for table, parts in manifest.parts.items()
     }
-    planned = _planned_result(store, planned_rows, generation)
-    _assemble(store, new, manifest, kept, [*built, planned])
-    problems = _problems(store, manifest, built, found, new)
+    planned = planned_part(store, rows, generation)
+    assemble(store, new, manifest, kept, [*built, planned])
+    problems = remaining_problems(store, manifest, built, found, new)
     write_part(
         store / PROBLEMS_FILE,
         pa.Table.from_pylist([asdict(p) for p in [*problems, *plan_problems]], SCHEMA),
@@ -324,106 +304,3 @@ def _run_jobs(jobs: list[Job], workers: int | None, progress: Progress | None) -
 def _ignore_interrupt() -> None:
     """Leave Ctrl-C to the parent, which ends the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _planned(
-    plans: dict[str, tuple[int, int]], present: set[str]
-) -> tuple[list[dict[str, object]], list[Problem]]:
-    rows: dict[str, dict[str, object]] = {}
-    problems = []
-    for path in sorted(plans):
-        sweep_dir = os.path.dirname(os.path.dirname(path))
-        try:
-            plan = read_plan(path)
-        except ValueError as error:
-            problems.append(Problem(None, path, None, "plan", str(error)))
-            continue
-        for planned in plan["runs"]:
-            name = planned.get("directory") if isinstance(planned, dict) else None
-            directory = os.path.normpath(os.path.join(sweep_dir, str(name)))
-            if not isinstance(name, str) or not _below(directory, [sweep_dir]):
-                detail = "a run has no directory inside the sweep"
-                problems.append(Problem(None, path, None, "plan", detail))
-                continue
-            if directory not in present:
-                run = planned_run_id(directory, sweep_dir)
-                rows[run] = planned_row(run, directory, plan.get("sweep"), planned)
-    return [rows[run] for run in sorted(rows)], problems
-
-
-def _planned_result(store: Path, rows: list[dict[str, object]], generation: int) -> Built:
-    result = Built()
-    if rows:
-        table, kinds = runs_table(rows)
-        part = Part(part_file(RUNS, PLANNED, generation), len(rows), PLANNED)
-        write_part(store / part.file, _without_nulls(table, kinds))
-        result.parts, result.schemas = {RUNS: [part]}, {RUNS: kinds}
-    return result
-
-
-def _without_nulls(table: pa.Table, kinds: dict[str, Kind]) -> pa.Table:
-    return table.select([name for name, kind in kinds.items() if kind != "null"])
-
-
-def _assemble(
-    store: Path, new: Manifest, old: Manifest, kept: dict[str, list[Part]], built: list[Built]
-) -> None:
-    """List the live parts under one schema a table; rewrite those whose types it changes."""
-    tables = {*old.schemas, *(table for result in built for table in result.schemas)}
-    for table in sorted(tables):
-        schemas = [old.schemas.get(table, {}), *(b.schemas.get(table, {}) for b in built)]
-        schema = new.schemas[table] = join_schemas(schemas)
-        parts = []
-        for result, have in [(None, schemas[0]), *zip(built, schemas[1:], strict=True)]:
-            mine = kept.get(table, []) if result is None else result.parts.get(table, [])
-            stale = {
-                n: k
-                for n, k in have.items()
-                if schema[n] != k and k != "null" and (k, schema[n]) != ("json", "mixed")
-            }
-            parts += [_retyped(store, p, stale, schema, new.generation) for p in mine]
-        if parts or table == RUNS:
-            new.parts[table] = sorted(parts, key=lambda part: part.bucket)
-        else:
-            del new.schemas[table]
-
-
-def _retyped(
-    store: Path, part: Part, stale: dict[str, Kind], schema: dict[str, Kind], generation: int
-) -> Part:
-    if not stale:
-        return part
-    table = read_part(store / part.file)
-    if not stale.keys() & set(table.column_names):
-        return part
-    name = part.file.replace(".parquet", f"-t{generation}.parquet")
-    have = {n: stale.get(n, schema[n]) for n in table.column_names}
-    write_part(store / name, conform(table, have, {n: schema[n] for n in have}))
-    return Part(name, part.rows, part.bucket)
-
-
-def _problems(
-    store: Path,
-    old: Manifest,
-    built: list[Built],
-    found: Discovery,
-    new: Manifest,
-) -> list[Problem]:
-    read = {run for result in built for run in result.sources}
-    restarted = {run for result in built for run in result.restarted}
-    problems = []
-    for row in read_problems(store).to_pylist() if old.generation else []:
-        problem = Problem(**row)
-        current = problem.run not in read or (
-            problem.kind == "line" and problem.run not in restarted
-        )
-        if problem.run in new.sources and current:
-            problems.append(problem)
-    problems += [p for result in built for p in result.problems]
-    problems += [Problem(None, path, None, "unreadable", why) for path, why in found.unreadable]
-    for table, schema in new.schemas.items():
-        for name, kind in schema.items():
-            if kind == "mixed":
-                detail = f"{table}: {name} has values of several types; kept as JSON text"
-                problems.append(Problem(None, None, None, "type", detail))
-    return sorted(problems, key=lambda p: (p.run or "", p.file or "", p.offset or 0))

@@ -39,12 +39,6 @@ INT64 = range(-(2**63), 2**63)
 """Integers that Arrow holds; larger ones are kept as text."""
 
 
-def kind_of(value: object) -> Kind:
-    """Return the kind of one value as JSON or YAML gave it."""
-    kind = _PYTHON.get(type(value), "json")
-    return "json" if kind == "int64" and value not in INT64 else kind
-
-
 def join(first: Kind, second: Kind) -> Kind:
     """Return the kind that holds values of both kinds without loss of meaning."""
     if second in {first, "null"}:
@@ -99,11 +93,6 @@ def conform(table: pa.Table, have: Mapping[str, Kind], want: Mapping[str, Kind])
         else:
             arrays.append(pa.nulls(table.num_rows, _ARROW[kind]))
     return pa.table(arrays, names=list(want))
-
-
-def arrow_type(kind: Kind) -> pa.DataType:
-    """Return the Arrow type in which a kind is stored."""
-    return _ARROW[kind]
 
 
 def json_text(value: object) -> str:

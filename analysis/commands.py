@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import collector, manifest, tables
+from analysis.lookup import find_column
 from analysis.problems import clip
 from analysis.settings import settings_of
 from analysis.store import PROBLEMS_FILE, read_problems
@@ -108,13 +109,13 @@ def diff(options: argparse.Namespace) -> None:
     if frame.empty:
         _say("no difference in config, commit, Python or packages")
         return
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown = _table()
     shown.add_column("key", overflow="fold", no_wrap=True)
     shown.add_column("a", overflow="fold")
     shown.add_column("b", overflow="fold")
     for cells in zip(frame.index, frame["a"].tolist(), frame["b"].tolist(), strict=True):
         shown.add_row(*(Text(_cell(value)) for value in cells))
-    _console().print(shown)
+    _show(shown)
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -135,7 +136,7 @@ def _hint(text: str) -> None:
 
 
 def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown = _table()
     named = not telling
     for name in telling or ["name"]:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
@@ -158,7 +159,7 @@ def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
         cells += ["" if _absent(row["reason"]) else clip(row["reason"], 80)] if reasons else []
         style = "bold" if position == best else ""
         shown.add_row(*(Text(cell) for cell in cells), style=style)
-    _console().print(shown)
+    _show(shown)
 
 
 def _leader(frame: pd.DataFrame) -> int | None:
@@ -175,17 +176,28 @@ def _sound(frame: pd.DataFrame) -> pd.Series:
     return ~(bad | frame["diverged"].fillna(value=False)).astype(bool)
 
 
-def _console() -> Console:
-    """Return a console that is as wide as the terminal, and ``WIDTH`` where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+
+
+def _show(shown: Table) -> None:
+    """Print as wide as the terminal, or ``WIDTH`` where there is none; no line ends in a space."""
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    with console.capture() as captured:
+        console.print(shown)
+    _say("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _hint_age(store: Path) -> None:
-    seconds = manifest.age_s(store)
-    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
-    size, unit = next(((s, u) for s, u in units if seconds >= 2 * s), (1, "seconds"))
-    hint = "; refresh with: python -m analysis collect"
-    _hint(f"{store}: collected {seconds / size:.0f} {unit} ago{hint}")
+    hint = "refresh with: python -m analysis collect"
+    _hint(f"{store}: collected {_ago(manifest.age_s(store))}; {hint}")
+
+
+def _ago(seconds: float) -> str:
+    units = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+    size, unit = next(((s, u) for s, u in units if seconds >= s), (1, "second"))
+    count = int(seconds / size)
+    return f"{count} {unit}{'s' if count > 1 else ''} ago" if count > 0 else "just now"
 
 
 def _holds(condition: str, frame: pd.DataFrame) -> Any:
@@ -194,7 +206,7 @@ def _holds(condition: str, frame: pd.DataFrame) -> Any:
         legal = " ".join(_OPERATORS)
         raise UserError(f"where = {condition!r}; must be COLUMN OP VALUE with OP one of: {legal}")
     name, sign, text = match.groups()
-    column = frame[tables.find_column(name, frame)]
+    column = frame[find_column(name, frame)]
     value: Any = text
     if pd.api.types.is_bool_dtype(column):
         if text.lower() not in {"true", "false"}:
@@ -213,7 +225,7 @@ def _holds(condition: str, frame: pd.DataFrame) -> Any:
 def _sort_column(name: str, frame: pd.DataFrame) -> str:
     if name == BY and name not in frame:
         return "run"
-    return tables.find_column(name, frame)
+    return find_column(name, frame)
 
 
 def _print_json(frame: pd.DataFrame) -> None:
@@ -267,5 +279,5 @@ def _duration(seconds: Any) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{seconds:.1f}s"
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

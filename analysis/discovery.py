@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +17,15 @@ from rundir.files import (
     CHECKPOINT_DIR,
     HYDRA_DIR,
     METRICS_FILE,
+    MULTIRUN,
+    OUTPUTS,
     PLAN_FILE,
     RUN_FILE,
     STATUS_FILE,
     SWEEP_DIR,
 )
 
-DEFAULT_ROOTS = ("outputs", "multirun")
+DEFAULT_ROOTS = (OUTPUTS, MULTIRUN)
 """Read when no root is named; also the names that run ids begin with wherever a root starts."""
 
 CONFIG_FILE = f"{HYDRA_DIR}/config.yaml"
@@ -96,6 +98,11 @@ def planned_run_id(directory: str, sweep_dir: str) -> str:
     """Return the id that a run of a sweep's plan will have once it has its directory."""
     base = _base(sweep_dir)
     return _relative(directory, base if base != sweep_dir else os.path.dirname(sweep_dir))
+
+
+def below(path: str, tops: Sequence[str]) -> bool:
+    """Say whether the path is one of the directories or lies in one; links are not resolved."""
+    return any(path == top or path.startswith(top.rstrip(os.sep) + os.sep) for top in tops)
 
 
 def _base(top: str) -> str:

@@ -6,19 +6,19 @@ parsing the state of 10,000 run directories, and one rename still makes all of a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis.columns import Kind
 from analysis.discovery import Stamp
+from rundir import files
 from rundir.errors import UserError
 
 VERSION = 1
@@ -26,6 +26,8 @@ VERSION = 1
 
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
+POLL_S = 0.2
+"""Seconds between two tries for the lock of a collector that is at work."""
 PLANNED = -1
 """Bucket of the rows of runs that have no directory yet."""
 
@@ -134,7 +136,7 @@ def save(store: Path, manifest: Manifest) -> None:
     """Write the sources, then replace the manifest: the step that makes a collect visible."""
     manifest.sources_file = f"sources-{manifest.generation}.json"
     entries = {run: vars(source) for run, source in manifest.sources.items()}
-    replace_durably(store / manifest.sources_file, _compact(entries))
+    _write(store / manifest.sources_file, entries)
     record = {
         "version": VERSION,
         "generation": manifest.generation,
@@ -143,11 +145,12 @@ def save(store: Path, manifest: Manifest) -> None:
         "plans": manifest.plans,
         "sources": manifest.sources_file,
     }
-    replace_durably(store / MANIFEST_FILE, _compact(record))
+    _write(store / MANIFEST_FILE, record)
 
 
-def _compact(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+def _write(path: Path, value: object) -> None:
+    with files.replacing(path) as file:
+        file.write(json.dumps(value, separators=(",", ":")).encode())
 
 
 def touch(store: Path) -> None:
@@ -168,16 +171,6 @@ def age_s(store: Path) -> float:
         raise
 
 
-def replace_durably(path: Path, content: bytes) -> None:
-    """Write to a sibling, fsync, rename: a reader sees the old file or the new one."""
-    sibling = path.with_name(f".{path.name}.new")
-    with sibling.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(sibling, path)
-
-
 @contextmanager
 def locked(store: Path, wait: bool) -> Iterator[None]:
     """Hold the store against other collectors, creating it if needed.
@@ -189,26 +182,20 @@ def locked(store: Path, wait: bool) -> Iterator[None]:
     Raises:
         UserError: the store cannot be written, or is held and ``wait`` is false.
     """
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        handle = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise unwritable(store, error) from None
-    with os.fdopen(handle, "r+") as file:
+    with ExitStack() as lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().strip() or "another collector"
-            if not wait:
-                raise UserError(f"store = {store}; {holder} is collecting into it") from None
-            print(f"waiting for {holder}, which is collecting into {store}", file=sys.stderr)  # noqa: T201
-            fcntl.flock(file, fcntl.LOCK_EX)
+            store.mkdir(parents=True, exist_ok=True)
+            holder = lock.enter_context(files.locked(store / LOCK_FILE))
+            if holder and not wait:
+                raise UserError(f"store = {store}; {holder} is collecting into it")
+            if holder:
+                print(f"waiting for {holder}, which is collecting into {store}", file=sys.stderr)  # noqa: T201
+            while holder:
+                lock.close()
+                time.sleep(POLL_S)
+                holder = lock.enter_context(files.locked(store / LOCK_FILE))
         except OSError as error:
             raise unwritable(store, error) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
         yield
 
 

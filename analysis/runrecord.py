@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -142,6 +142,15 @@ def read_plan(path: str) -> dict[str, Any]:
     return plan
 
 
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of all that is no mapping, and of the empty mappings."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _identity(record: dict[str, Any], found: Found) -> dict[str, Any]:
     row = {key: record.get(key) for key in ("index", "signature", "task", "rerun_of")}
     row["name"] = record.get("name") or os.path.basename(found.directory)
@@ -185,7 +194,7 @@ def _configuration(config: object) -> dict[str, Any]:
         return {"config_json": None}
     plain = _plain(config)
     row: dict[str, Any] = {"config_json": plain}
-    for name, value in _leaves(plain, "config"):
+    for name, value in leaves(plain, "config."):
         row.setdefault(name, value)
     return row
 
@@ -195,14 +204,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(child) for key, child in value.items()}
     return [_plain(child) for child in value] if isinstance(value, list) else value
-
-
-def _leaves(node: dict[Any, Any], prefix: str) -> list[tuple[str, Any]]:
-    leaves = []
-    for key, value in node.items():
-        name = f"{prefix}.{key}"
-        leaves += _leaves(value, name) if isinstance(value, dict) and value else [(name, value)]
-    return leaves
 
 
 def _texts(value: object) -> list[str] | None:

@@ -17,9 +17,10 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.runrecord import FIXED
+from rundir.files import UNSIGNED_KEYS
 
-NOT_COMPARED = frozenset({"paths", "logging", "cluster", "hydra", "debug", "sweep", "defaults"})
-"""Config groups in which runs may differ without differing in what they compute."""
+_NOT_COMPARED = UNSIGNED_KEYS | {"hydra", "defaults", "debug"}
+"""Config groups that are no setting: of the last three all that counts stands elsewhere too."""
 
 CONFIG = "config."
 _FILLERS = re.compile(r"config|.*_params")
@@ -150,7 +151,7 @@ def _bare(key: str) -> str:
 
 
 def _compared(path: str) -> bool:
-    return path.split(".", 1)[0].split("/", 1)[0] not in NOT_COMPARED
+    return path.split(".", 1)[0].split("/", 1)[0] not in _NOT_COMPARED
 
 
 def _varies(column: pd.Series) -> bool:

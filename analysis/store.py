@@ -1,14 +1,12 @@
-"""Parts of the store: how they are written and how they are read.
+"""The Parquet files of a store: written whole or not at all, read under one schema a table.
 
-runs/part-*.parquet                one row a run
-history/<stream>/part-*.parquet    one row a run and step
-problems.parquet                   what was skipped
-manifest.json                      the only list of live parts; any other file is rubbish
+A store has a table ``runs``, a table ``history/<stream>`` for each stream of metrics, both cut into
+parts, and the small table ``problems.parquet``. A part belongs to the store while the manifest
+names it; the next collect deletes the others.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ from analysis.columns import Kind, conform
 from analysis.manifest import Manifest, Part, StoreError
 from analysis.metrics import stream_directory
 from analysis.problems import SCHEMA
+from rundir.files import replacing
 
 ROWS_PER_GROUP = 1 << 17
 PROBLEMS_FILE = "problems.parquet"
@@ -42,13 +41,12 @@ def part_file(table: str, bucket: int, generation: int) -> str:
 
 
 def write_part(path: Path, table: pa.Table) -> None:
-    """Write one part durably: a sibling, fsync, rename.
+    """Write one part, or replace it, durably. Raises OSError.
 
     Text is dictionary-encoded; floats are split by byte, steps stored as differences, and all of
-    it is compressed with zstd. Raises OSError.
+    it is compressed with zstd.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sibling = path.with_name(f".{path.name}.new")
     text, encodings = [], {}
     for field in table.schema:
         if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type):
@@ -57,7 +55,7 @@ def write_part(path: Path, table: pa.Table) -> None:
             encodings[field.name] = "BYTE_STREAM_SPLIT"
         elif pa.types.is_integer(field.type):
             encodings[field.name] = "DELTA_BINARY_PACKED"
-    with sibling.open("wb") as file:
+    with replacing(path) as file:
         pq.write_table(
             table,
             file,
@@ -66,9 +64,6 @@ def write_part(path: Path, table: pa.Table) -> None:
             column_encoding=encodings or None,
             row_group_size=ROWS_PER_GROUP,
         )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(sibling, path)
 
 
 def read_part(path: Path, columns: Collection[str] | None = None) -> pa.Table:
@@ -117,10 +112,13 @@ def read_problems(store: Path) -> pa.Table:
 
 
 def remove_rubbish(store: Path, manifest: Manifest) -> None:
-    """Delete the parts that the manifest does not list; only the holder of the lock may."""
+    """Delete what no manifest lists and what killed collectors left half-written.
+
+    Only the holder of the lock may.
+    """
     live = {part.file for parts in manifest.parts.values() for part in parts}
     live.add(manifest.sources_file)
-    patterns = ("runs/*part-*", "history/*/*part-*", "*sources-*")
+    patterns = ("runs/*part-*", "history/*/*part-*", "*sources-*", ".*.json.*", ".*.parquet.*")
     for path in [path for pattern in patterns for path in store.glob(pattern)]:
         if path.relative_to(store).as_posix() not in live:
             path.unlink(missing_ok=True)

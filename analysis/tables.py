@@ -7,9 +7,7 @@ is a value that was logged as not finite, ``<NA>`` one that was never logged.
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import manifest as manifests
+from analysis.lookup import find_column, find_run, resolve_sweep
 from analysis.metrics import KEYS
+from analysis.runrecord import leaves
 from analysis.settings import CONFIG, Settings, settings_of
 from analysis.store import RUNS, history_table, read_table
 from analysis.summary import higher_is_better
@@ -249,66 +249,6 @@ def load_runs(sweep: str | None, store: Path | str) -> pd.DataFrame:
     return _numbered(frame[frame["sweep"] == resolve_sweep(sweep, known)])
 
 
-def resolve_sweep(sweep: str, known: Collection[str]) -> str:
-    """Return the name of the sweep that a name or a path like ``multirun/NAME/`` means.
-
-    Raises:
-        UserError: the store has no such sweep.
-    """
-    path = os.path.normpath(sweep)
-    for name in (sweep, path, path.partition("multirun/")[2], os.path.basename(path)):
-        if name in known:
-            return name
-    raise unknown("sweep", sweep, known)
-
-
-def find_column(name: str, table: pd.DataFrame) -> str:
-    """Return the column that a full, short or partly dotted name means.
-
-    Raises:
-        UserError: there is none, or several.
-    """
-    columns = list(table.columns)
-    if name in columns:
-        return name
-    ends = [column for column in columns if column.endswith(f".{name}")]
-    if len(ends) == 1:
-        return str(ends[0])
-    finals = [column for column in ends if column == f"final.{name}"]
-    if finals:
-        return str(finals[0])
-    if ends:
-        raise UserError(f"column = {name}; must be one of: {', '.join(sorted(ends))}")
-    raise unknown("column", name, [c for c in columns if not c.startswith(CONFIG)])
-
-
-def find_run(text: str, table: pd.DataFrame) -> dict[str, Any]:
-    """Return the row of the run that an id, a directory, a name or the end of an id means.
-
-    Raises:
-        UserError: there is none, or several.
-    """
-    ids = table["run"].astype(str)
-    path = os.path.normpath(text)
-    tests = (
-        ids == path,
-        table["directory"] == os.path.realpath(text),
-        (table["name"] == text).fillna(value=False),
-        ids.str.endswith(f"/{path}"),
-    )
-    for test in tests:
-        rows = table[test.astype(bool)]
-        if len(rows) == 1:
-            return dict(rows.iloc[0])
-        if len(rows) > 1:
-            some = ", ".join(rows["run"].iloc[:3])
-            raise UserError(f"run = {text}; is the name of {len(rows)} runs: {some}; name one")
-    names = [*ids, *table["name"].dropna()]
-    close = difflib.get_close_matches(text, names, n=1, cutoff=0.3)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"run = {text}; is none of the {len(table)} runs in the store{hint}")
-
-
 def with_settings(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Return the runs table with settings in place of config columns, as :func:`runs` does."""
     summaries = [n for n in table.columns if n.startswith(("final.", "best.", "best_step."))]
@@ -391,18 +331,14 @@ def _floats(column: pd.Series) -> pd.Series:
 def _facts(row: dict[str, Any]) -> dict[str, str]:
     facts: dict[str, str] = {}
     if isinstance(row["config_json"], str):
-        _flatten(json.loads(row["config_json"]), "", facts)
+        facts |= _json_leaves(row["config_json"])
     for name in _PROVENANCE:
         if isinstance(row[name], str):
             facts[name] = json.dumps(row[name])
     if isinstance(row["packages"], str):
-        _flatten(json.loads(row["packages"]), "packages.", facts)
+        facts |= _json_leaves(row["packages"], "packages.")
     return facts
 
 
-def _flatten(node: dict[str, Any], prefix: str, into: dict[str, str]) -> None:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            _flatten(value, f"{prefix}{key}.", into)
-        else:
-            into[f"{prefix}{key}"] = json.dumps(value)
+def _json_leaves(text: str, prefix: str = "") -> dict[str, str]:
+    return {name: json.dumps(value) for name, value in leaves(json.loads(text), prefix)}

@@ -40,6 +40,9 @@ SWEEP_DIR = ".sweep"
 """Subdirectory of a sweep that holds its plan, ledger, claims, frozen code and scheduler files."""
 PLAN_FILE = "plan.json"
 
+UNSIGNED_KEYS = frozenset({"check", "paths", "cluster", "sweep", "dry_run", "logging"})
+"""Top-level keys of the config in which runs may differ without differing in their result."""
+
 RECORD_KEYS = ("stream", "step", "t", "attempt")
 """Keys of every metrics record; all others are metrics."""
 
