@@ -1,6 +1,6 @@
 """Checkpoints that survive being interrupted: whole files only, hash checked, older ones kept.
 
-``checkpoints/step-00000500.pt`` is written beside, fsynced and renamed;
+``checkpoints/step-00000500.pt`` replaces nothing until it is whole and on the disk;
 ``checkpoints/step-00000500.pt.sha256`` follows, in the format of sha256sum.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+
+from rundir.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +36,10 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep_last
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{step:08d}.pt"
     digest = hashlib.sha256()
-    _replace(path, lambda file: torch.save(state, cast("IO[bytes]", _HashedFile(file, digest))))
-    line = f"{digest.hexdigest()}  {path.name}\n"
-    _replace(_hash_path(path), lambda file: file.write(line.encode()))
+    with replacing(path) as file:
+        torch.save(state, cast("IO[bytes]", _HashedFile(file, digest)))
+    with replacing(_hash_path(path)) as file:
+        file.write(f"{digest.hexdigest()}  {path.name}\n".encode())
     earlier = [(at, old) for at, old in list_checkpoints(directory) if at <= step]
     for _, old in earlier[keep_last:]:
         old.unlink(missing_ok=True)
@@ -102,22 +102,3 @@ class _HashedFile:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-def _replace(path: Path, fill: Callable[[Any], object]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)

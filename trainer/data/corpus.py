@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import lzma
 import os
-import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rundir import OptsweepError, UserError
+from rundir.files import replacing
 from trainer.config import DatasetConfig
 from trainer.data.sources import split, text_files
 from trainer.data.tokenizers import VOCAB_BPE_SHA256, ByteTokenizer, Gpt2Tokenizer
@@ -84,18 +84,7 @@ def _gpt2_tokens(text: str, vocab_bpe: str | None) -> NDArray[np.uint16]:
         return cached
     tokens = Gpt2Tokenizer(vocab_bpe).encode(text)
     with contextlib.suppress(OSError):  # an unwritable cache costs the next run a second
-        _save(path, tokens)
-    return tokens
-
-
-def _save(path: Path, tokens: NDArray[np.uint16]) -> None:
-    """Write in one atomic step: runs of a sweep that start together write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+        cache.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:  # runs that start together write the same file
             np.save(file, tokens)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return tokens
