@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +19,12 @@ VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
-class Tokenizer(Protocol):
-    """Both directions between text and token ids."""
-
-    def encode(self, text: str) -> NDArray[Any]:
-        """Return the ids, uint8 or uint16 (N,)."""
-
-    def decode(self, ids: NDArray[Any]) -> str:
-        """Return the text; bytes that are no UTF-8 become U+FFFD."""
-
-
 class ByteTokenizer:
     """One token per UTF-8 byte."""
 
     def encode(self, text: str) -> NDArray[np.uint8]:
         """Return the bytes, uint8 (N,)."""
         return np.frombuffer(text.encode(), dtype=np.uint8)
-
-    def decode(self, ids: NDArray[Any]) -> str:
-        """Return the text; bytes that are no UTF-8 become U+FFFD."""
-        return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 class Gpt2Tokenizer:
@@ -75,15 +61,6 @@ class Gpt2Tokenizer:
     def encode(self, text: str) -> NDArray[np.uint16]:
         """Return the ids, uint16 (N,); ``<|endoftext|>`` is read as plain text."""
         return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
-
-    def decode(self, ids: NDArray[Any]) -> str:
-        """Return the text; bytes that are no UTF-8 become U+FFFD."""
-        return str(self._encoding.decode(ids.tolist()))
-
-
-def load_tokenizer(name: str, vocab_bpe: str | None = None) -> Tokenizer:
-    """Return the tokenizer of that name; errors as in :class:`Gpt2Tokenizer`."""
-    return ByteTokenizer() if name == "bytes" else Gpt2Tokenizer(vocab_bpe)
 
 
 def _installed_vocab_bpe() -> Path | None:
