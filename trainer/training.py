@@ -17,6 +17,7 @@ from trainer.data.batches import Batch, TrainingOrder, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
+from trainer.optim.adamw import KernelAdamW
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,7 @@ class Training:
             part = self._loss(batch) / micro_batches
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        limit = params.gradnorm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = self._clip(params.gradnorm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return Update(loss, norm, lr)
@@ -79,11 +79,10 @@ class Training:
     def validation_loss(self) -> float:
         """Return the mean loss in nats per token over the same windows each time."""
         params = self.config.training
-        wanted = self.config.logging.val_tokens_processed or params.val_tokens_processed
         total, count = torch.zeros((), device=self.device), 0
         self.model.eval()
         for batch in validation_batches(
-            self._validation, params.context_length, params.batch_size, wanted
+            self._validation, params.context_length, params.batch_size, params.val_tokens_processed
         ):
             total += self._loss(batch) * batch[0].numel()
             count += batch[0].numel()
@@ -136,6 +135,12 @@ class Training:
         with self._precision:
             loss: torch.Tensor = self._forward(inputs, targets)
         return loss
+
+    def _clip(self, limit: float) -> torch.Tensor:
+        """Clip the gradient of the coming step and return its norm before."""
+        if isinstance(self.optimizer, KernelAdamW):
+            return self.optimizer.clip_grad_norm(limit)
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
     def _set_lr(self, step: int) -> float:
         optimizer = self.config.optimizer

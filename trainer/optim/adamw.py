@@ -37,8 +37,7 @@ class KernelAdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
         self._step_supports_amp_scaling = False
         self.backend = backend
-        self.clip_factor: Tensor | None = None
-        """Scalar on the device that the next step's gradients are multiplied by, used once."""
+        self._clip_factor: Tensor | None = None
         self._steps: dict[Tensor, int] = {}
 
     @torch.no_grad()
@@ -48,7 +47,7 @@ class KernelAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        clip_factor, self.clip_factor = self.clip_factor, None
+        clip_factor, self._clip_factor = self._clip_factor, None
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for step, slots in self._slots(group["params"]).items():
@@ -57,6 +56,19 @@ class KernelAdamW(torch.optim.AdamW):
                 )
                 adamw_step(slots, scalars, self.backend, clip_factor)
         return loss
+
+    @torch.no_grad()
+    def clip_grad_norm(self, limit: float) -> Tensor:
+        """Clip the next step's gradients to a global norm, and return their norm before.
+
+        As ``torch.nn.utils.clip_grad_norm_``, but the gradients are not written: the step
+        multiplies them as it reads them.
+        """
+        weights = (weight for group in self.param_groups for weight in group["params"])
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        self._clip_factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        return norm
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state of this class or of ``torch.optim.AdamW``, whatever its implementation."""

@@ -134,15 +134,17 @@ def test_a_checkpoint_of_one_backend_continues_under_the_other(first: str) -> No
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_clip_factor_is_used_once_and_leaves_the_gradient_alone() -> None:
+def test_clipping_holds_for_one_step_and_leaves_the_gradient_alone() -> None:
     weights, scaled = parameters(0), parameters(0)
     ours = KernelAdamW(weights, **HYPER, backend="triton")
     theirs = torch.optim.AdamW(scaled, **HYPER)
-    for step, factor in enumerate((0.1, None)):
+    for step, limit in enumerate((0.1, None)):
         for i, (weight, twin) in enumerate(zip(weights, scaled, strict=True)):
             weight.grad = random(tuple(weight.shape), 50 * step + i)
-            twin.grad = weight.grad * (factor or 1.0)
-        ours.clip_factor = None if factor is None else torch.tensor(factor)
+            twin.grad = weight.grad.clone()
+        if limit is not None:
+            norm = ours.clip_grad_norm(limit)
+            torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(scaled, limit))
         ours.step()
         theirs.step()
     assert weights[0].grad is not None

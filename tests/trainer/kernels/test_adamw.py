@@ -92,6 +92,24 @@ def test_a_step_without_gradients_changes_nothing() -> None:
     assert not optimizer.state
 
 
+def test_clipping_is_that_of_torch_without_a_write_to_the_gradients() -> None:
+    weights, twins = ([torch.nn.Parameter(torch.ones(n)) for n in (3, 5, 2)] for _ in range(2))
+    hyper: dict[str, Any] = {"lr": 0.1, "betas": (0.9, 0.9), "eps": 0.1, "weight_decay": 0.0}
+    ours = KernelAdamW(weights, **hyper, backend="torch")
+    theirs = torch.optim.AdamW(twins, **hyper)
+    for limit in (1.0, 100.0, float("inf")):
+        for weight, twin in zip(weights[:2], twins[:2], strict=True):
+            weight.grad = torch.arange(1.0, 1 + len(weight))
+            twin.grad = weight.grad.clone()
+        norm = ours.clip_grad_norm(limit)
+        torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(twins, limit))
+        ours.step()
+        theirs.step()
+        assert torch.equal(weights[0].grad, torch.arange(1.0, 4.0))
+    for weight, twin in zip(weights, twins, strict=True):
+        torch.testing.assert_close(weight, twin)
+
+
 def test_groups_step_with_their_own_learning_rate_and_decay() -> None:
     def groups() -> list[dict[str, Any]]:
         weights = [torch.nn.Parameter(torch.full((4,), 2.0)) for _ in range(2)]
