@@ -42,7 +42,7 @@ class OptimizerParams:
     def __post_init__(self) -> None:
         if self.name not in self.NAMES:
             raise unknown("optimizer", self.name, self.NAMES)
-        not_negative(self, "lr", "weight_decay")
+        _not_negative(self, "lr", "weight_decay")
         fraction = self.warm_up_fraction
         require(0 <= fraction <= 1, "warm_up_fraction", fraction, "in [0, 1]")
         parse_schedule(self.lr_schedule)
@@ -72,7 +72,7 @@ class MomentumParams(OptimizerParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fractions(self, "momentum")
+        _fractions(self, "momentum")
         if self.dampening != "momentum":
             require(0 <= self.dampening <= 1, "dampening", self.dampening, "in [0, 1] or momentum")
         if self.name == "sgd-nesterov":
@@ -94,8 +94,8 @@ class AdamParams(OptimizerParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fractions(self, "betas")
-        not_negative(self, "eps")
+        _fractions(self, "betas")
+        _not_negative(self, "eps")
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class NAdamParams(OptimizerParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fractions(self, "betas")
-        not_negative(self, "eps", "momentum_decay")
+        _fractions(self, "betas")
+        _not_negative(self, "eps", "momentum_decay")
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,14 @@ class ScionParams(OptimizerParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fractions(self, "momentum")
+        _fractions(self, "momentum")
         require(self.ns_steps >= 1, "ns_steps", self.ns_steps, "at least 1")
         if self.muon_lr_ratio is not None:
-            not_negative(self, "muon_lr_ratio")
+            _not_negative(self, "muon_lr_ratio")
         if self.muon_lr is not None:
             alone = "null where muon_lr_ratio is given"
             require(self.muon_lr_ratio is None, "muon_lr", self.muon_lr, alone)
-            not_negative(self, "muon_lr")
+            _not_negative(self, "muon_lr")
             require(self.lr > 0 or self.muon_lr == 0, "lr", self.lr, "above 0 where muon_lr is")
 
     @property
@@ -172,15 +172,15 @@ class MuonParams(ScionParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fractions(self, "betas")
-        not_negative(self, "eps")
+        _fractions(self, "betas")
+        _not_negative(self, "eps")
 
 
 @dataclass(frozen=True)
 class DapParams(OptimizerParams):
     """Right-preconditioning by the inverse second moment of each linear layer's input.
 
-    Relatives in print: Newton-Muon (arXiv 2604.01472), FOOF (Benzing 2022).
+    Kin to FOOF (Benzing 2022) and to Newton-Muon (arXiv 2604.01472).
     """
 
     NAMES: ClassVar[tuple[str, ...]] = ("dap-ns-nadam",)
@@ -233,10 +233,10 @@ class DapParams(OptimizerParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fractions(self, "dap_beta1", "dap_beta2", "momentum", "ema_beta", "betas")
-        not_negative(self, "dap_eps", "damping", "eps")
+        _fractions(self, "dap_beta1", "dap_beta2", "momentum", "ema_beta", "betas")
+        _not_negative(self, "dap_eps", "damping", "eps")
         if not isinstance(self.accelerated, bool):
-            not_negative(self, "accelerated")
+            _not_negative(self, "accelerated")
         require(0 < self.rcond < 1, "rcond", self.rcond, "in (0, 1)")
         require(self.ns_pinv_steps >= 1, "ns_pinv_steps", self.ns_pinv_steps, "at least 1")
         part = self.xtx_subsample
@@ -253,14 +253,14 @@ class DapAcceleratedParams(DapParams):
     """As in :class:`DapParams`; true by default."""
 
 
-def not_negative(params: OptimizerParams, *names: str) -> None:
+def _not_negative(params: OptimizerParams, *names: str) -> None:
     """Refuse fields that are not finite numbers of at least 0."""
     for name in names:
         value = getattr(params, name)
         require(math.isfinite(value) and value >= 0, name, value, "a finite number, at least 0")
 
 
-def fractions(params: OptimizerParams, *names: str) -> None:
+def _fractions(params: OptimizerParams, *names: str) -> None:
     """Refuse fields that are not, or do not hold, numbers in [0, 1)."""
     for name in names:
         value = getattr(params, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rundir.errors import IllegalValue, nearest
+from rundir.errors import require, unknown
 
 WSD_DECAY_FRACTION = 0.2
 """Part of the run over which ``wsd`` decays, unless the name gives another, as in ``wsd_0.1``."""
@@ -57,18 +57,12 @@ def parse_schedule(schedule: str) -> tuple[str, tuple[float, ...]]:
     try:
         arguments = tuple(float(text) for text in texts)
     except ValueError:
-        raise _illegal(schedule) from None
-    if name not in _SHAPES or not _ARGUMENTS_FIT.get(name, _none_given)(arguments):
-        raise _illegal(schedule)
+        raise unknown("lr_schedule", schedule, _SPELLINGS) from None
+    if name not in _SHAPES:
+        raise unknown("lr_schedule", schedule, _SPELLINGS)
+    fits, must = _NUMBERS.get(name, (_none_given, f"{name}, which takes no number"))
+    require(fits(arguments), "lr_schedule", schedule, must)
     return name, arguments
-
-
-def _illegal(schedule: str) -> IllegalValue:
-    guess = nearest(schedule, _SPELLINGS)
-    hint = f"; did you mean {guess}?" if guess else ""
-    words = ", ".join(_SPELLINGS)
-    numbers = "K a whole number of steps, G a factor above 0, D a part of the run in (0, 1]"
-    return IllegalValue("lr_schedule", schedule, f"one of {words}, with {numbers}{hint}")
 
 
 def _none_given(arguments: tuple[float, ...]) -> bool:
@@ -85,7 +79,14 @@ def _fits_wsd(arguments: tuple[float, ...]) -> bool:
     return not arguments or (len(arguments) == 1 and 0 < arguments[0] <= 1)
 
 
-_ARGUMENTS_FIT = {"exponential": _fits_exponential, "wsd": _fits_wsd}
+_NUMBERS: dict[str, tuple[Callable[[tuple[float, ...]], bool], str]] = {
+    "exponential": (
+        _fits_exponential,
+        "exponential_K_G, K a whole number of steps and G a factor above 0",
+    ),
+    "wsd": (_fits_wsd, "wsd or wsd_D, D a part of the run in (0, 1]"),
+}
+"""Schedules that take numbers: which ones, by a check and in words."""
 
 
 def _constant(_step: int, _total: int, _warm_up: int, _arguments: tuple[float, ...]) -> float:

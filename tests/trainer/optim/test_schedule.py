@@ -55,9 +55,23 @@ def test_every_schedule_stays_between_0_and_1_and_past_the_end(
         assert 0 <= lr_factor(schedule, step, total, fraction) <= 1
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "wsd_x", "exponential_60_"])
+def test_an_unknown_schedule_is_refused(schedule: str) -> None:
+    with pytest.raises(UserError, match=f"unknown lr_schedule {schedule}; must be one of: const"):
+        lr_factor(schedule, 0, 10, 0.1)
+
+
 @pytest.mark.parametrize(
-    "schedule", ["cosine", "exponential", "exponential_0_1", "exponential_2.5_1", "wsd_0", "sqrt_2"]
+    ("schedule", "must"),
+    [
+        ("exponential", "exponential_K_G, K a whole number of steps"),
+        ("exponential_0_1", "exponential_K_G"),
+        ("exponential_2.5_1", "exponential_K_G"),
+        ("exponential_nan_1", "exponential_K_G"),
+        ("wsd_0", "wsd or wsd_D, D a part of the run"),
+        ("sqrt_2", "sqrt, which takes no number"),
+    ],
 )
-def test_a_schedule_that_makes_no_sense_is_refused(schedule: str) -> None:
-    with pytest.raises(UserError, match=f"lr_schedule = '{schedule}'; must be one of constant,"):
+def test_numbers_that_make_no_sense_are_refused(schedule: str, must: str) -> None:
+    with pytest.raises(UserError, match=f"lr_schedule = '{schedule}'; must be {must}"):
         lr_factor(schedule, 0, 10, 0.1)
