@@ -108,7 +108,7 @@ class TrainingParams:
     """Global gradient norm to clip to; 0 does not clip."""
     tensorcore_precision: Literal["highest", "high", "medium"] = "high"
     """Precision of float32 matrix products on CUDA; CPUs always use full float32."""
-    autocast: bool = False
+    autocast: bool = True
     """Mixed precision on CUDA; CPUs stay in float32."""
     mixed_precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Type that autocast computes in; float32 is no autocast."""
@@ -150,11 +150,9 @@ class LoggingParams:
     """What is written when; changes no result."""
 
     val_tokens_processed: int | None = None
-    """Overrides the one of training_params; null keeps that."""
+    """null, or the one of training_params: it changes what validation measures."""
     log_step: int = 8
     """Steps between two records of the training loss."""
-    wandb_log_step: int | None = None
-    """Not supported; must be null."""
     val_step: int | None = None
     """Steps between two validations; null validates ten times. The last step always validates."""
     save_ckpt_step: int = 500
@@ -163,26 +161,14 @@ class LoggingParams:
     """Must be 0: a run resumes from its newest good checkpoint by itself."""
     keep_last: int = 2
     """Checkpoints to keep; the older ones are what a torn newest one falls back to."""
-    ckpt_dir: str = ""
-    """Must be empty: checkpoints are kept in the run's own directory."""
-    results_dir: str = ""
-    """Must be empty: results are kept in the run's own directory."""
-    wandb: dict[str, Any] | None = None
-    """Not supported; must be null."""
 
     def __post_init__(self) -> None:
-        for name in ("log_step", "val_step", "keep_last", "val_tokens_processed"):
+        for name in ("log_step", "val_step", "keep_last"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
         require(self.save_ckpt_step >= 0, "save_ckpt_step", self.save_ckpt_step, "at least 0")
         own = "a run resumes from its newest good checkpoint by itself"
         require(self.load_ckpt_step == 0, "load_ckpt_step", self.load_ckpt_step, f"0: {own}")
-        for name in ("ckpt_dir", "results_dir"):
-            value = getattr(self, name)
-            require(not value, name, value, "empty: a run keeps its files in its own directory")
-        for name in ("wandb", "wandb_log_step"):
-            value = getattr(self, name)
-            require(value is None, name, value, "null: Weights & Biases is not supported")
 
 
 def _adamw() -> OptimizerParams:
@@ -207,6 +193,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
+        wanted = self.logging.val_tokens_processed
+        require(
+            wanted in {None, self.training.val_tokens_processed},
+            "logging.logging_params.val_tokens_processed",
+            wanted,
+            "null; set training.training_params.val_tokens_processed",
+        )
         vocabulary = TOKENIZERS[self.data.tokenizer]
         require(
             self.model.vocab_size >= vocabulary,

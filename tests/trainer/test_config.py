@@ -130,17 +130,10 @@ REFUSED = [
         ),
     ),
     (
-        {f"{LOGGING}ckpt_dir": "ckpt"},
+        {f"{LOGGING}val_tokens_processed": 64},
         (
-            "logging.logging_params.ckpt_dir = 'ckpt'; must be empty: "
-            "a run keeps its files in its own directory"
-        ),
-    ),
-    (
-        {f"{LOGGING}wandb": {"project": "dap"}},
-        (
-            "logging.logging_params.wandb = {'project': 'dap'}; must be null: "
-            "Weights & Biases is not supported"
+            "logging.logging_params.val_tokens_processed = 64; must be null; "
+            "set training.training_params.val_tokens_processed"
         ),
     ),
 ]
@@ -171,6 +164,10 @@ def test_logging_seed_and_device_may_be_left_out(tiny: Mapping) -> None:
         del tiny[key]
     config = trainer.TrainConfig.from_mapping(tiny)
     assert (config.seed, config.device, config.logging.log_step) == (42, "auto", 8)
+
+
+def test_logging_may_repeat_the_tokens_of_a_validation(tiny: Mapping, change: Change) -> None:
+    trainer.check(change(tiny, **{f"{LOGGING}val_tokens_processed": 128}))
 
 
 def test_max_steps_outlasts_the_epochs_and_null_means_them(tiny: Mapping, change: Change) -> None:
