@@ -31,11 +31,11 @@ def train(config: TrainConfig, run: Run) -> None:
         Preempted: ``run`` was asked to stop; the checkpoint is written.
     """
     torch.set_num_threads(run.threads)
-    training = Training(config, pick_device(config.device))
+    training = Training(config, _pick_device(config.device))
     step, total = training.resume(run.checkpoints), training.total_steps
     _introduce(config, training, step, run.threads)
-    due = Due.of(config, total)
-    pace = Pace(config.training.tokens_processed)
+    due = _Due.of(config, total)
+    pace = _Pace(config.training.tokens_processed)
     run.progress(step, total)
     while step < total:
         if run.stop_requested:
@@ -73,7 +73,7 @@ def _introduce(config: TrainConfig, training: Training, step: int, threads: int)
     )
 
 
-def _report(run: Run, update: Update, step: int, total: int, pace: Pace) -> None:
+def _report(run: Run, update: Update, step: int, total: int, pace: _Pace) -> None:
     loss, norm = update.loss.item(), update.grad_norm.item()
     speed = pace.take()
     tokens = step * pace.tokens_per_step
@@ -88,7 +88,7 @@ def _validate(training: Training, run: Run, step: int) -> None:
     log.info("step %d: validation loss %.4f", step, loss)
 
 
-def pick_device(wanted: str) -> torch.device:
+def _pick_device(wanted: str) -> torch.device:
     """Return the device that ``device: auto | cpu | cuda`` means here.
 
     Raises:
@@ -101,7 +101,7 @@ def pick_device(wanted: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Due:
+class _Due:
     """Which steps log, validate and save. The last one does all of it."""
 
     total: int
@@ -111,7 +111,7 @@ class Due:
     """0 never saves."""
 
     @classmethod
-    def of(cls, config: TrainConfig, total: int) -> Due:
+    def of(cls, config: TrainConfig, total: int) -> _Due:
         """Read the intervals from the configuration."""
         logging_ = config.logging
         val_step = logging_.val_step or max(1, round(total / VALIDATIONS))
@@ -130,7 +130,7 @@ class Due:
         return self.save_step > 0 and (step % self.save_step == 0 or step == self.total)
 
 
-class Pace:
+class _Pace:
     """Mean time of a step since it was last asked, without validation and saving."""
 
     def __init__(self, tokens_per_step: int) -> None:

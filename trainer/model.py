@@ -136,7 +136,7 @@ class GPT(nn.Module):
             context: the longest sequence it will see, T.
         """
         super().__init__()
-        self.config, self.context = config, context
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, context) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
