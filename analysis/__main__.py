@@ -13,13 +13,7 @@ from rundir import exit_code_of
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     options = _parser().parse_args(arguments)
-
-    def command() -> int:
-        options.command(options)
-        sys.stdout.flush()
-        return 0
-
-    return exit_code_of(command)
+    return exit_code_of(lambda: options.command(options) or 0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -91,16 +91,28 @@ def _shown(value: object) -> str:
 def exit_code_of(command: Callable[[], int]) -> int:
     """Run a command line's work and return its exit code; an error is one line on stderr."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
     except OptsweepError as error:
         message, code = str(error), error.exit_code
     except BrokenPipeError:  # e.g. piped into head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unwritable_output()
         return 0
     except OSError as error:  # e.g. a full disk
+        _drop_unwritable_output()
         where = f"{error.filename}: " if error.filename else ""
         message, code = f"{where}{error.strerror or error}", OptsweepError.exit_code
     except KeyboardInterrupt:
         return 130
+    else:
+        return code
     print(f"error: {message}", file=sys.stderr)  # noqa: T201 - this is how a command fails
     return code
+
+
+def _drop_unwritable_output() -> None:
+    """Keep Python from failing once more, with exit code 120, when it flushes stdout at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
