@@ -155,7 +155,7 @@ def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
         cells = [_cell(row[name]) for name in (["name"] if named else telling)]
         cells += [_cell(row["state"]), _steps(row)]
         cells += [_number(row.get(f"{kind}.val.loss"), "{:.4f}") for kind in ("final", "best")]
-        cells += [_number(row["tokens_per_second"], "{:,.0f}"), _duration(row["duration_s"])]
+        cells += [_number(row["tokens_per_second"], "{:,.0f}"), duration(row["duration_s"])]
         cells += ["" if _absent(row["reason"]) else clip(row["reason"], 80)] if reasons else []
         style = "bold" if position == best else ""
         shown.add_row(*(Text(cell) for cell in cells), style=style)
@@ -190,10 +190,11 @@ def _show(shown: Table) -> None:
 
 def _hint_age(store: Path) -> None:
     hint = "refresh with: python -m analysis collect"
-    _hint(f"{store}: collected {_ago(manifest.age_s(store))}; {hint}")
+    _hint(f"{store}: collected {ago(manifest.age_s(store))}; {hint}")
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """Return an age in its largest whole unit: ``just now``, ``1 second ago``, ``3 days ago``."""
     units = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
     size, unit = next(((s, u) for s, u in units if seconds >= s), (1, "second"))
     count = int(seconds / size)
@@ -273,7 +274,8 @@ def _steps(row: Mapping[Any, Any]) -> str:
     return f"{done}" if _absent(total) or total == done else f"{done}/{total}"
 
 
-def _duration(seconds: Any) -> str:
+def duration(seconds: Any) -> str:
+    """Return seconds as ``python -m sweeps status`` shows them: ``42 s``, ``3:05``, ``1:02:03``."""
     if _absent(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)

@@ -20,7 +20,7 @@ from analysis.runrecord import FIXED
 from rundir.files import UNSIGNED_KEYS
 
 _NOT_COMPARED = UNSIGNED_KEYS | {"hydra", "defaults", "debug"}
-"""Config groups that are no setting: of the last three all that counts stands elsewhere too."""
+"""Config groups that are no setting of a run; what a debug group sets are settings themselves."""
 
 CONFIG = "config."
 _FILLERS = re.compile(r"config|.*_params")

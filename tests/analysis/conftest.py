@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analysis.store import read_problems
 from rundir import Diverged, Run, write_json
 
 MakeRun = Callable[..., Path]
@@ -103,3 +104,29 @@ def sweep_place(place: Path) -> Path:
     """A working directory with a sweep of every kind of run in it, not collected."""
     make_sweep()
     return place
+
+
+@pytest.fixture
+def problems(place: Path) -> Callable[[], list[tuple[str, str]]]:
+    """Return kind and detail of what the store of the working directory could not take."""
+
+    def read() -> list[tuple[str, str]]:
+        rows = read_problems(Path("store")).to_pylist()
+        return [(row["kind"], row["detail"]) for row in rows]
+
+    return read
+
+
+@pytest.fixture
+def bare(place: Path) -> MakeRun:
+    """Write a run directory file by file; ``__`` in a name is a slash, ``_`` before json a dot."""
+
+    def write(directory: str, **files: str) -> Path:
+        path = Path(directory)
+        for name, text in files.items():
+            file = path / name.replace("__", "/").replace("_", ".")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return path
+
+    return write

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 
 from analysis import history, runs
 from analysis.collector import Summary, collect
-from analysis.manifest import StoreError
 from analysis.store import read_problems
-from rundir import Run, UserError
+from rundir import Run
 
 RECORD = {"stream": "train", "step": 1, "t": 1.0, "attempt": 1, "loss": 2.0}
 
@@ -25,22 +22,9 @@ def counts(summary: Summary) -> tuple[int, int, int]:
     return summary.new, summary.changed, summary.unchanged
 
 
-def problems() -> list[tuple[str, str]]:
-    rows = read_problems(Path("store")).to_pylist()
-    return [(row["kind"], row["detail"]) for row in rows]
-
-
-def bare(directory: str, **files: str) -> Path:
-    """Write a run directory file by file; ``__`` in a name is a slash, ``_`` before json a dot."""
-    path = Path(directory)
-    for name, text in files.items():
-        file = path / name.replace("__", "/").replace("_", ".")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    return path
-
-
-def test_every_run_is_a_row_also_failed_diverged_and_missing_ones(sweep_place: Path) -> None:
+def test_every_run_is_a_row_also_failed_diverged_and_missing_ones(
+    sweep_place: Path, problems
+) -> None:
     summary = collect()
     assert counts(summary) == (6, 0, 0)
     assert summary.planned == 1
@@ -88,7 +72,7 @@ def test_nothing_changed_writes_nothing_but_the_time(sweep_place: Path) -> None:
     assert {p: p.read_bytes() for p in before} == before
 
 
-def test_a_grown_run_is_read_from_where_it_ended(run_maker) -> None:
+def test_a_grown_run_is_read_from_where_it_ended(run_maker, problems) -> None:
     path = run_maker("a", steps=3)
     run_maker("b", steps=3)
     collect()
@@ -115,7 +99,7 @@ def test_a_rewritten_file_is_read_anew(run_maker) -> None:
     assert history()["loss"].tolist() == [7.0] * 9
 
 
-def test_a_torn_last_line_waits_and_is_then_read_whole(run_maker) -> None:
+def test_a_torn_last_line_waits_and_is_then_read_whole(run_maker, problems) -> None:
     path = run_maker("a", steps=2) / "metrics.jsonl"
     line = json.dumps(RECORD | {"step": 3}) + "\n"
     with path.open("a") as file:
@@ -145,7 +129,7 @@ def test_a_bad_line_inside_is_a_problem_with_its_place(run_maker) -> None:
     assert history()["loss"].tolist() == [2.0]
 
 
-def test_thousands_of_bad_lines_are_counted_not_listed(run_maker) -> None:
+def test_thousands_of_bad_lines_are_counted_not_listed(run_maker, problems) -> None:
     path = run_maker("a", steps=1) / "metrics.jsonl"
     path.write_text("garbage\n" * 5000)
     collect()
@@ -193,7 +177,7 @@ def test_nan_is_kept_apart_from_not_logged(place: Path) -> None:
     assert bool(runs()["diverged"][0])
 
 
-def test_whole_numbers_and_floats_of_one_column_join_to_floats(run_maker) -> None:
+def test_whole_numbers_and_floats_of_one_column_join_to_floats(run_maker, problems) -> None:
     run_maker("a", config={"lr": 1})
     collect()
     run_maker("b", config={"lr": 0.5})
@@ -204,7 +188,7 @@ def test_whole_numbers_and_floats_of_one_column_join_to_floats(run_maker) -> Non
     assert problems() == []
 
 
-def test_types_that_do_not_join_become_json_text_and_a_problem(run_maker) -> None:
+def test_types_that_do_not_join_become_json_text_and_a_problem(run_maker, problems) -> None:
     run_maker("a", config={"lr": 0.5, "schedule": [1, 2]})
     collect()
     run_maker("b", config={"lr": "fast", "schedule": None})
@@ -216,7 +200,7 @@ def test_types_that_do_not_join_become_json_text_and_a_problem(run_maker) -> Non
     assert problems() == [("type", detail)]
 
 
-def test_metrics_of_drifting_type_lose_nothing(place: Path) -> None:
+def test_metrics_of_drifting_type_lose_nothing(place: Path, bare) -> None:
     lines = [RECORD | {"x": x, "step": i} for i, x in enumerate([1, 0.5, "word", True, None, [1]])]
     bare("outputs/a", run_json="{}", metrics_jsonl="".join(json.dumps(r) + "\n" for r in lines))
     collect()
@@ -276,45 +260,7 @@ def test_collecting_one_root_leaves_the_runs_of_others(run_maker) -> None:
     assert collect(["multirun"]).gone == 1
 
 
-def test_foreign_hydra_directories_are_rows_with_config_and_overrides(place: Path) -> None:
-    bare("multirun/2024-01-01/10-00-00", multirun_yaml="hydra: {}\n")
-    bare(
-        "multirun/2024-01-01/10-00-00/0",
-        **{".hydra__config_yaml": "lr: 0.1\nnet: {width: 3}\n"},
-        **{".hydra__overrides_yaml": "- lr=0.1\n"},
-    )
-    collect()
-    row = runs(all_columns=True).iloc[0]
-    assert row["run"] == "multirun/2024-01-01/10-00-00/0"
-    assert row["sweep"] == "multirun/2024-01-01/10-00-00".partition("/")[2]
-    assert (row["config.lr"], row["config.net.width"]) == (0.1, 3)
-    assert json.loads(row["overrides"]) == ["lr=0.1"]
-    assert pd.isna(row["state"])
-
-
-def test_hostile_yaml_executes_nothing(place: Path) -> None:
-    evil = "!!python/object/apply:os.system ['touch executed']\n"
-    bombs = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(9)
-    )
-    for name, text in {
-        "evil": evil,
-        "bomb": bombs,
-        "self": "a: &a [*a]\n",
-        "bad": "a: [\n",
-    }.items():
-        bare(f"outputs/{name}", **{".hydra__config_yaml": text})
-    collect()
-    assert not Path("executed").exists()
-    assert len(runs()) == 4
-    found = dict(sorted((r["run"], r["detail"]) for r in read_problems(Path("store")).to_pylist()))
-    assert found["outputs/evil"].startswith("not plain YAML: could not determine a constructor")
-    assert found["outputs/bomb"] == "more than 100000 values"
-    assert found["outputs/self"] == "nested too deeply"
-    assert found["outputs/bad"].startswith("not plain YAML")
-
-
-def test_hostile_names_write_nowhere_else(place: Path) -> None:
+def test_hostile_names_write_nowhere_else(place: Path, problems, bare) -> None:
     records = [RECORD | {"stream": s} for s in ("../../out", "..", "a/b", "", "x" * 300, "\ud800")]
     metrics = "".join(json.dumps(r) + "\n" for r in records)
     plan = {"sweep": "s", "runs": [{"directory": "../../../etc"}, 5]}
@@ -331,27 +277,9 @@ def test_hostile_names_write_nowhere_else(place: Path) -> None:
     assert details.count("a run has no directory inside the sweep") == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 100_000, '{"version": 99}'])
-def test_a_damaged_run_json_is_a_problem_and_still_a_row(place: Path, text: str) -> None:
-    bare("outputs/a", run_json=text)
-    collect()
-    assert runs()["name"].tolist() == ["a"]
-    assert len(problems()) >= 1
-
-
-def test_values_of_the_wrong_type_are_problems(place: Path) -> None:
-    status = {"version": 1, "state": "winning", "attempt": "two", "step": 2**70, "reason": ["x"]}
-    bare("outputs/a", run_json='{"config": {"n": 1}}', status_json=json.dumps(status))
-    collect()
-    assert [detail for _, detail in problems()] == [
-        "reason = ['x']; must be string",
-        "attempt = 'two'; must be int64",
-        f"steps = {2**70}; must be int64",
-        "state = winning; no state of a run",
-    ]
-
-
-def test_an_unreadable_file_is_a_problem_and_is_tried_again(run_maker, monkeypatch) -> None:
+def test_an_unreadable_file_is_a_problem_and_is_tried_again(
+    run_maker, monkeypatch, problems
+) -> None:
     run_maker("a")
 
     def refuse(*_: object) -> None:
@@ -364,52 +292,6 @@ def test_an_unreadable_file_is_a_problem_and_is_tried_again(run_maker, monkeypat
     collect()
     assert problems() == []
     assert len(history()) == 10
-
-
-def test_leftovers_of_a_killed_collector_are_removed(run_maker) -> None:
-    run_maker("a")
-    collect()
-    names = ("runs/part-0-2.parquet", "history/train/.part-0-2.parquet.new", "sources-2.json")
-    left = [Path("store", name) for name in names]
-    for path in left:
-        path.write_text("half")
-    assert len(runs()) == 1
-    collect()
-    assert not any(path.exists() for path in left)
-
-
-def test_a_damaged_manifest_is_named_and_mended_by_collecting(run_maker) -> None:
-    run_maker("a")
-    collect()
-    Path("store/manifest.json").write_text('{"version": 1, "gen')
-    with pytest.raises(StoreError) as caught:
-        runs()
-    expected = "store = store; its manifest.json is damaged; run: python -m analysis collect"
-    assert str(caught.value) == expected
-    assert collect().new == 1
-    assert len(runs()) == 1
-
-
-def test_a_store_of_a_newer_format_is_left_alone(run_maker) -> None:
-    run_maker("a")
-    collect()
-    path = Path("store/manifest.json")
-    path.write_text(path.read_text().replace('"version":1', '"version":2', 1))
-    before = path.read_bytes()
-    with pytest.raises(UserError, match="version = 2; must be 1"):
-        collect()
-    assert path.read_bytes() == before
-
-
-def test_a_second_collector_says_who_holds_the_store(run_maker) -> None:
-    run_maker("a")
-    collect()
-    with Path("store/.lock").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError) as caught:
-            collect(wait=False)
-    holder = f"process {os.getpid()} on {os.uname().nodename}"
-    assert str(caught.value) == f"store = store; {holder} is collecting into it"
 
 
 def test_processes_give_the_same_store_as_none(run_maker, monkeypatch) -> None:
@@ -437,14 +319,3 @@ def test_a_bucket_that_outgrows_its_size_is_split(run_maker, monkeypatch) -> Non
     assert len(list(Path("store/history/train").iterdir())) > 1
     assert len(history()) == 800
     assert counts(collect()) == (0, 0, 4)
-
-
-def test_parts_are_compressed_and_encoded_as_designed(run_maker) -> None:
-    run_maker("a", steps=50)
-    collect()
-    meta = pq.read_metadata(next(Path("store/history/train").iterdir())).row_group(0)
-    columns = {c.path_in_schema: c for c in (meta.column(i) for i in range(meta.num_columns))}
-    assert {c.compression for c in columns.values()} == {"ZSTD"}
-    assert "BYTE_STREAM_SPLIT" in columns["loss"].encodings
-    assert "DELTA_BINARY_PACKED" in columns["step"].encodings
-    assert "RLE_DICTIONARY" in columns["run"].encodings

@@ -14,16 +14,18 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.collector import collect
+from analysis.commands import ago, duration
 
-TABLE = """
- optimizer      lr   state       step   val loss     best   tokens/s   time  reason
- muon        0.001   completed     10     1.5100   1.5100      1,006   0.0s
- muon         0.01   completed     10     1.6000   1.6000      1,006   0.0s
- adamw        0.01   completed     10     1.9000   1.9000      1,006   0.0s
- adamw       0.001   completed     10     1.9900   1.9900      1,006   0.0s
- muon          0.1   planned        -          -        -          -      -
- muon            1   failed      3/10     3.7000   3.7000      1,002   0.0s  RuntimeError: no memory
- adamw           1   diverged      10        nan        -      1,006   0.0s   nan
+TABLE = """\
+optimizer     lr  state      step  val loss    best  tokens/s  time  reason
+────────────────────────────────────────────────────────────────────────────────────────────
+muon       0.001  completed    10    1.5100  1.5100     1,006   0 s
+muon        0.01  completed    10    1.6000  1.6000     1,006   0 s
+adamw       0.01  completed    10    1.9000  1.9000     1,006   0 s
+adamw      0.001  completed    10    1.9900  1.9900     1,006   0 s
+muon         0.1  planned       -         -       -         -     -
+muon           1  failed     3/10    3.7000  3.7000     1,002   0 s  RuntimeError: no memory
+adamw          1  diverged     10       nan       -     1,006   0 s  nan
 """
 
 
@@ -33,20 +35,63 @@ def store(sweep_place: Path) -> Path:
     return sweep_place / "store"
 
 
-def squeezed(text: str) -> list[list[str]]:
-    """Return the cells of a printed table without its rule, widths and wall times."""
-    lines = re.sub(r"\b\d+\.\ds", "0.0s", text).splitlines()
-    return [re.split(r"  +", line.strip()) for line in lines if line.strip() and "─" not in line]
+def cells(text: str) -> list[list[str]]:
+    """Return the cells of a printed table without its rule and widths."""
+    lines = [line for line in text.splitlines() if "─" not in line]
+    return [re.split(r"  +", line) for line in lines]
 
 
-def test_the_table_has_the_best_run_first_and_failures_with_reasons(store: Path, capsys) -> None:
+def test_the_table_has_the_best_run_first_and_failures_with_reasons(
+    store: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("analysis.manifest.age_s", lambda _: 75.0)
     assert main(["table", "quickstart"]) == 0
     out, err = capsys.readouterr()
-    assert squeezed(out) == squeezed(TABLE)
-    assert max(map(len, out.splitlines())) <= 100
-    assert re.fullmatch(
-        r"store: collected \d+ seconds ago; refresh with: python -m analysis collect\n", err
-    )
+    assert out == TABLE
+    assert err == "store: collected 1 minute ago; refresh with: python -m analysis collect\n"
+
+
+def test_a_table_fits_into_a_page(run_maker, capsys) -> None:
+    run_maker("x", optimizer="o" * 90, error=RuntimeError("word " * 60))
+    run_maker("y")
+    collect()
+    assert main(["table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].startswith("optimizer")
+    assert all(line == line.rstrip() != "" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0.2, "0 s"),
+        (42.4, "42 s"),
+        (59.6, "1:00"),
+        (185, "3:05"),
+        (3723, "1:02:03"),
+        (90000, "25:00:00"),
+    ],
+)
+def test_durations_read_as_in_the_status_of_a_sweep(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-3, "just now"),
+        (0.9, "just now"),
+        (1.0, "1 second ago"),
+        (59, "59 seconds ago"),
+        (60, "1 minute ago"),
+        (7300, "2 hours ago"),
+        (86400, "1 day ago"),
+    ],
+)
+def test_an_age_agrees_with_its_number(seconds: float, text: str) -> None:
+    assert ago(seconds) == text
 
 
 def test_json_is_strict_and_tells_nan_from_null(store: Path, capsys) -> None:
@@ -102,7 +147,7 @@ def test_collect_says_what_it_did_on_stderr(sweep_place: Path, capsys) -> None:
 
 def test_diff_prints_both_sides(store: Path, capsys) -> None:
     assert main(["diff", "a-0.001", "a-0.01"]) == 0
-    assert squeezed(capsys.readouterr().out) == [
+    assert cells(capsys.readouterr().out) == [
         ["a", "multirun/quickstart/nano/adamw/a-0.001"],
         ["b", "multirun/quickstart/nano/adamw/a-0.01"],
         ["key", "a", "b"],
@@ -192,3 +237,18 @@ def test_a_reader_that_goes_away_is_no_error(store: Path) -> None:
     assert done.stdout.endswith("\n0\n") or done.stdout.endswith("0\n")
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("form", [[], ["--csv", "--all"]])
+def test_a_full_disk_is_one_line_and_exit_code_1(store: Path, form: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "analysis", "table", *form],
+            env={"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["error: No space left on device"]

@@ -28,6 +28,17 @@ def test_only_what_varies_is_a_column_and_under_its_short_name(store: Path) -> N
     assert "config.seed" in runs(all_columns=True)
 
 
+def test_what_cannot_change_a_result_is_no_column(run_maker) -> None:
+    for number, name in enumerate("ab"):
+        free = dict.fromkeys(("check", "cluster", "dry_run", "logging", "paths", "sweep"), name)
+        run_maker(name, config={**free, "task": f"package.{name}", "lr": number})
+    collect()
+    names = list(runs())
+    assert [name for name in names if name.startswith("config.")] == ["config.task"]
+    assert "lr" in names
+    assert not {"check", "cluster", "dry_run", "logging", "paths"} & set(names)
+
+
 def test_a_group_choice_and_the_name_in_its_config_are_one_column(store: Path) -> None:
     table = runs()
     assert sorted(table["optimizer"].unique()) == ["adamw", "muon"]

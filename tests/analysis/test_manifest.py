@@ -1,0 +1,60 @@
+"""The manifest and its lock: damage, versions, and two collectors at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from analysis import runs
+from analysis.collector import collect
+from analysis.manifest import StoreError
+from rundir import UserError
+
+
+def test_a_damaged_manifest_is_named_and_mended_by_collecting(run_maker) -> None:
+    run_maker("a")
+    collect()
+    Path("store/manifest.json").write_text('{"version": 1, "gen')
+    with pytest.raises(StoreError) as caught:
+        runs()
+    expected = "store = store; its manifest.json is damaged; run: python -m analysis collect"
+    assert str(caught.value) == expected
+    assert collect().new == 1
+    assert len(runs()) == 1
+
+
+def test_a_store_of_a_newer_format_is_left_alone(run_maker) -> None:
+    run_maker("a")
+    collect()
+    path = Path("store/manifest.json")
+    path.write_text(path.read_text().replace('"version":1', '"version":2', 1))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="version = 2; must be 1"):
+        collect()
+    assert path.read_bytes() == before
+
+
+def test_a_second_collector_says_who_holds_the_store(run_maker) -> None:
+    run_maker("a")
+    collect()
+    with Path("store/.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError) as caught:
+            collect(wait=False)
+    holder = f"process {os.getpid()} on {os.uname().nodename}"
+    assert str(caught.value) == f"store = store; {holder} is collecting into it"
+
+
+def test_a_collector_that_may_wait_goes_on_when_the_other_ends(run_maker, capsys) -> None:
+    run_maker("a")
+    collect()
+    with Path("store/.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        assert collect().unchanged == 1
+    holder = f"process {os.getpid()} on {os.uname().nodename}"
+    assert capsys.readouterr().err == f"waiting for {holder}, which is collecting into store\n"
