@@ -33,8 +33,8 @@ cancel_jobs() {
   for _ in $(seq 30); do [ -n "$(timeout 5 squeue -h)" ] || return 0; sleep 0.1; done
 }
 
-# Steps and job processes that outlived their daemons: a slurmstepd with our SLURM_CONF, or a process that
-# has a job id besides. Not this script and the processes that it was called from.
+# Daemons whose pid files are lost, steps and job processes that outlived them: each has our SLURM_CONF, and
+# a job process has a job id besides. Not this script and the processes that it was called from.
 kill_leftovers() {
   local pid=$$ above=" " variables
   while [ "${pid:-0}" -gt 1 ]; do above+="$pid " pid=$(awk '/^PPid:/ {print $2}' "/proc/$pid/status"); done
@@ -43,7 +43,7 @@ kill_leftovers() {
     [[ $above != *" $pid "* ]] || continue
     variables=$(tr '\0' '\n' <"$directory/environ") && grep -qxF "SLURM_CONF=$SLURM_CONF" <<<"$variables" || continue
     case $(readlink "$directory/exe") in
-      *slurmstepd*) kill -9 "$pid" ;;
+      */slurm* | */munged | */mariadbd) kill -9 "$pid" ;;
       *) ! grep -q '^SLURM_JOB_ID=' <<<"$variables" || kill -9 "$pid" ;;
     esac
   done

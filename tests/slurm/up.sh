@@ -5,7 +5,7 @@
 #   NODES CPUS GPUS   fake nodes [4], CPUs [8] and GPUs [4] of each
 #   BASE          first TCP port: controller BASE, slurmdbd BASE+1, mariadbd BASE+2, node i BASE+10+i [26800]
 #   DBD           1: with accounting, so that sacct works [0]
-#   OWNER         pid of a process; when it is gone, down.sh is run
+#   OWNER         pid of a process; when it is gone, down.sh is run and LAB removed
 #   MAXARRAY      MaxArraySize; the largest array index is one less [1001]
 #   SLURMDTIMEOUT seconds until a silent node is down [300]
 #   FIRSTJOB      first job id; different at each start, so that ids of two labs are not mixed up
@@ -170,7 +170,7 @@ write_environment() { # for the shells that talk to this cluster
 # The subshell takes its pid file away before it runs down.sh, which would otherwise end it.
 watch_owner() {
   OWNER=$OWNER setsid bash -c 'echo $$ >"$LAB/run/watch.pid"; tail --pid="$OWNER" -f /dev/null
-    rm -f "$LAB/run/watch.pid"; exec bash "$0"' "$HERE/down.sh" >/dev/null 2>&1 </dev/null &
+    rm -f "$LAB/run/watch.pid"; bash "$0"; rm -rf "$LAB"' "$HERE/down.sh" >/dev/null 2>&1 </dev/null &
   await test -s "$LAB/run/watch.pid"
 }
 
