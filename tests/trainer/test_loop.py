@@ -272,3 +272,25 @@ def test_data_that_only_tokenizing_can_measure_is_checked_before_the_first_step(
     monkeypatch.setattr(training, "load_corpus", lambda _: short)
     with pytest.raises(OptsweepError, match=r"context_length = 128; must be at most 99"):
         training.Training(TrainConfig(), torch.device("cpu"))
+
+
+def test_clipping_inside_the_kernel_changes_only_rounding(
+    tiny: Mapping, change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.optim.adamw import KernelAdamW
+
+    def kernel_adamw(model: Any, params: Any) -> KernelAdamW:
+        names = ("lr", "betas", "eps", "weight_decay")
+        hyper = {name: getattr(params, name) for name in names}
+        groups = [{"params": model.parameters(), "initial_lr": params.lr}]
+        return KernelAdamW(groups, **hyper, backend="torch")
+
+    change(tiny, training__training_params__gradnorm=0.1, **{f"{OPTIMIZER}eps": 1.0})
+    apart = trained(tiny, tmp_path / "a")
+    monkeypatch.setattr(training, "build_optimizer", kernel_adamw)
+    assert trained(tiny, tmp_path / "b") == pytest.approx(apart, rel=1e-5)
+    norms = curve(tmp_path / "b", "grad_norm")
+    assert norms == pytest.approx(curve(tmp_path / "a", "grad_norm"), rel=1e-3)
+    assert min(norms.values()) > 0.1
+    trained(change(tiny, training__training_params__gradnorm=0.0), tmp_path / "c")
+    assert curve(tmp_path / "c") != pytest.approx(apart, rel=1e-5)
