@@ -26,6 +26,7 @@ from analysis.settings import settings_of
 from analysis.store import PROBLEMS_FILE, read_problems
 from rundir.errors import UserError
 from rundir.files import ENDED, State
+from rundir.wording import count_of, duration
 
 if TYPE_CHECKING:
     import argparse
@@ -155,7 +156,7 @@ def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
         cells = [_cell(row[name]) for name in (["name"] if named else telling)]
         cells += [_cell(row["state"]), _steps(row)]
         cells += [_number(row.get(f"{kind}.val.loss"), "{:.4f}") for kind in ("final", "best")]
-        cells += [_number(row["tokens_per_second"], "{:,.0f}"), duration(row["duration_s"])]
+        cells += [_number(row["tokens_per_second"], "{:,.0f}"), _duration(row["duration_s"])]
         cells += ["" if _absent(row["reason"]) else clip(row["reason"], 80)] if reasons else []
         style = "bold" if position == best else ""
         shown.add_row(*(Text(cell) for cell in cells), style=style)
@@ -198,7 +199,7 @@ def ago(seconds: float) -> str:
     units = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
     size, unit = next(((s, u) for s, u in units if seconds >= s), (1, "second"))
     count = int(seconds / size)
-    return f"{count} {unit}{'s' if count > 1 else ''} ago" if count > 0 else "just now"
+    return f"{count_of(count, unit)} ago" if count > 0 else "just now"
 
 
 def _holds(condition: str, frame: pd.DataFrame) -> Any:
@@ -274,12 +275,5 @@ def _steps(row: Mapping[Any, Any]) -> str:
     return f"{done}" if _absent(total) or total == done else f"{done}/{total}"
 
 
-def duration(seconds: Any) -> str:
-    """Return seconds as ``python -m sweeps status`` shows them: ``42 s``, ``3:05``, ``1:02:03``."""
-    if _absent(seconds):
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+def _duration(seconds: Any) -> str:
+    return "-" if _absent(seconds) else duration(float(seconds))

@@ -14,7 +14,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.collector import collect
-from analysis.commands import ago, duration
+from analysis.commands import ago
 
 TABLE = """\
 optimizer     lr  state      step  val loss    best  tokens/s  time  reason
@@ -60,22 +60,6 @@ def test_a_table_fits_into_a_page(run_maker, capsys) -> None:
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith("optimizer")
     assert all(line == line.rstrip() != "" for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0.2, "0 s"),
-        (42.4, "42 s"),
-        (59.6, "1:00"),
-        (185, "3:05"),
-        (3723, "1:02:03"),
-        (90000, "25:00:00"),
-    ],
-)
-def test_durations_read_as_in_the_status_of_a_sweep(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
