@@ -20,7 +20,7 @@ from analysis.bucket import Built, Job, build
 from analysis.discovery import DEFAULT_ROOTS, Discovery, Found, below, default_roots, discover
 from analysis.manifest import PLANNED, Manifest, NewerStoreError, Source, StoreError
 from analysis.problems import SCHEMA
-from analysis.store import PROBLEMS_FILE, RUNS, read_problems, remove_rubbish, write_part
+from analysis.store import RUNS, problems_file, read_problems, remove_rubbish, write_part
 from rundir.errors import UserError
 from rundir.files import METRICS_FILE
 
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a collect did, in runs, and the number of rows of problems.parquet."""
+    """What a collect did, in runs, and the number of problems in the store."""
 
     new: int
     changed: int
@@ -201,8 +201,9 @@ def _update(
     planned = planned_part(store, rows, generation)
     assemble(store, new, manifest, kept, [*built, planned])
     problems = remaining_problems(store, manifest, built, found, new)
+    new.problems_file = problems_file(generation)
     write_part(
-        store / PROBLEMS_FILE,
+        store / new.problems_file,
         pa.Table.from_pylist([asdict(p) for p in [*problems, *plan_problems]], SCHEMA),
     )
     manifests.save(store, new)

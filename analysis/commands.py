@@ -23,7 +23,7 @@ from analysis import collector, manifest, tables
 from analysis.lookup import find_column
 from analysis.problems import clip
 from analysis.settings import settings_of
-from analysis.store import PROBLEMS_FILE, read_problems
+from analysis.store import read_problems
 from rundir.errors import UserError
 from rundir.files import ENDED, State
 from rundir.wording import count_of, duration
@@ -69,7 +69,7 @@ def collect(options: argparse.Namespace) -> None:
         place = "/".join(part for part in (row["run"], row["file"]) if part)
         _hint(f"  {place}: {row['detail']}" if place else f"  {row['detail']}")
     if summary.problems > len(rows):
-        _hint(f"  all of them: {options.store / PROBLEMS_FILE}")
+        _hint(f"  all of them: {options.store / manifest.load(options.store).problems_file}")
 
 
 def table(options: argparse.Namespace) -> None:

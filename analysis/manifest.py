@@ -65,7 +65,8 @@ class Manifest:
     parts: dict[str, list[Part]] = field(default_factory=dict)
     plans: dict[str, Stamp] = field(default_factory=dict)
     sources_file: str = ""
-    """Relative to the store."""
+    """Relative to the store, as is ``problems_file``."""
+    problems_file: str = ""
     sources: dict[str, Source] = field(default_factory=dict)
     """By run id; empty unless loaded with ``sources``."""
 
@@ -124,6 +125,7 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         parts={table: [Part(**p) for p in parts] for table, parts in raw["parts"].items()},
         plans={path: (size, mtime) for path, (size, mtime) in raw["plans"].items()},
         sources_file=raw["sources"],
+        problems_file=raw["problems"],
     )
 
 
@@ -144,6 +146,7 @@ def save(store: Path, manifest: Manifest) -> None:
         "parts": {table: [vars(p) for p in parts] for table, parts in manifest.parts.items()},
         "plans": manifest.plans,
         "sources": manifest.sources_file,
+        "problems": manifest.problems_file,
     }
     _write(store / MANIFEST_FILE, record)
 

@@ -1,4 +1,4 @@
-"""What the collector could not take, where and why: the rows of problems.parquet."""
+"""What the collector could not take, where and why: the rows of the file of problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of problems.parquet."""
+    """One row of the file of problems."""
 
     run: str | None
     """Run id, or None for what concerns the whole store."""

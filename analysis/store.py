@@ -1,7 +1,7 @@
 """The Parquet files of a store: written whole or not at all, read under one schema a table.
 
 A store has a table ``runs``, a table ``history/<stream>`` for each stream of metrics, both cut into
-parts, and the small table ``problems.parquet``. A part belongs to the store while the manifest
+parts, and a small table of problems in one file. A file belongs to the store while the manifest
 names it; the next collect deletes the others.
 """
 
@@ -18,11 +18,9 @@ from analysis import manifest as manifests
 from analysis.columns import Kind, conform
 from analysis.manifest import Manifest, Part, StoreError
 from analysis.metrics import stream_directory
-from analysis.problems import SCHEMA
 from rundir.files import replacing
 
 ROWS_PER_GROUP = 1 << 17
-PROBLEMS_FILE = "problems.parquet"
 RUNS = "runs"
 
 _TRIES = 5
@@ -38,6 +36,11 @@ def part_file(table: str, bucket: int, generation: int) -> str:
     kind, _, stream = table.partition("/")
     directory = f"{kind}/{stream_directory(stream)}" if stream else kind
     return f"{directory}/part-{bucket if bucket >= 0 else 'planned'}-{generation}.parquet"
+
+
+def problems_file(generation: int) -> str:
+    """Return the path, relative to the store, of the problems that a collect leaves."""
+    return f"problems-{generation}.parquet"
 
 
 def write_part(path: Path, table: pa.Table) -> None:
@@ -100,15 +103,23 @@ def read_table(
         except FileNotFoundError:
             # A collector replaced the manifest and removed the part in between.
             continue
-    raise StoreError(f"store = {store}; parts are missing; delete it and collect again")
+    raise _incomplete(store)
 
 
 def read_problems(store: Path) -> pa.Table:
-    """Read what the collector skipped; empty when there is no such table."""
-    try:
-        return pq.ParquetFile(store / PROBLEMS_FILE).read()
-    except FileNotFoundError:
-        return SCHEMA.empty_table()
+    """Read what the collector skipped. Raises StoreError when there is no store."""
+    for _ in range(_TRIES):
+        try:
+            with pq.ParquetFile(store / manifests.load(store).problems_file) as file:
+                return file.read()
+        except FileNotFoundError:
+            # As in read_table.
+            continue
+    raise _incomplete(store)
+
+
+def _incomplete(store: Path) -> StoreError:
+    return StoreError(f"store = {store}; parts are missing; delete it and collect again")
 
 
 def remove_rubbish(store: Path, manifest: Manifest) -> None:
@@ -117,9 +128,10 @@ def remove_rubbish(store: Path, manifest: Manifest) -> None:
     Only the holder of the lock may.
     """
     live = {part.file for parts in manifest.parts.values() for part in parts}
-    live.add(manifest.sources_file)
-    patterns = ("runs/*part-*", "history/*/*part-*", "*sources-*", ".*.json.*", ".*.parquet.*")
-    for path in [path for pattern in patterns for path in store.glob(pattern)]:
+    live |= {manifest.sources_file, manifest.problems_file}
+    parts, others = ("runs/*part-*", "history/*/*part-*"), ("*sources-*", "*problems-*")
+    patterns = (*parts, *others, ".*.json.*")
+    for path in {path for pattern in patterns for path in store.glob(pattern)}:
         if path.relative_to(store).as_posix() not in live:
             path.unlink(missing_ok=True)
 

@@ -18,7 +18,8 @@ def test_leftovers_of_a_killed_collector_are_removed(run_maker) -> None:
         "history/train/.part-0-2.parquet.x1y2",
         "sources-2.json",
         ".manifest.json.x1y2",
-        ".problems.parquet.x1y2",
+        "problems-2.parquet",
+        ".problems-2.parquet.x1y2",
     )
     left = [Path("store", name) for name in names]
     for path in left:
