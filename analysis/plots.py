@@ -117,7 +117,7 @@ def lr_sensitivity_plot(
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()
         axes.set_xscale("log")
-        labels = [_text(row, groups) for row in points[groups].to_dict("records")]
+        labels = _labels(points, groups)
         names = list(dict.fromkeys(labels))
         if points["mean"].notna().sum() == 0:
             raise UserError(f"metric = {metric}; must have values of completed runs; none has any")
@@ -175,7 +175,7 @@ def _draw_runs(
 ) -> list[str]:
     """Draw every run that has a finite value; return their ids."""
     groups = group_columns(settings)
-    labels = [_text(row, groups) for row in settings.columns[groups].to_dict("records")]
+    labels = _labels(settings.columns, groups)
     names = list(dict.fromkeys(labels))
     rates = _rates(table)
     lines = {run: rows for run, rows in curves.groupby("run", observed=True) if len(rows)}
@@ -348,6 +348,13 @@ def _label(metric: str) -> str:
     name = rest if kind in {"final", "best"} else metric
     text = UNITS.get(name) or UNITS.get(name.rpartition(".")[2]) or name
     return f"{kind} {text}" if kind in {"final", "best"} else text
+
+
+def _labels(table: pd.DataFrame, columns: list[str]) -> list[str]:
+    """Tell each row by these columns, of which there may be none."""
+    # Before version 3, pandas makes no records of rows without columns.
+    records = table[columns].to_dict("records") or [{}] * len(table)
+    return [_text(row, columns) for row in records]
 
 
 def _text(row: dict[Any, Any], names: Sequence[str]) -> str:
