@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,14 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rundir import DONE, ENDED, ClusterError, OptsweepError, UserError, unknown
-from rundir.files import LOG_FILE, SWEEP_DIR
-from sweeps import display, ledger, scheduler, states
+from rundir import DONE, ENDED, ClusterError, UserError, exit_code_of, unknown
+from rundir.files import LOG_FILE, MULTIRUN, PLAN_FILE, SWEEP_DIR
+from sweeps import display, ledger, local, scheduler, states
 from sweeps.plan import Plan
 from sweeps.states import RunState
-
-MULTIRUN = Path("multirun")
-"""Where sweeps given by name are looked for; a path may be given instead."""
 
 WATCH_S = (2.0, 30.0)
 """Seconds between two refreshes of ``watch``: at first, and the most it backs off to."""
@@ -33,21 +29,20 @@ def find(name: str | None) -> Plan:
         UserError: there is none; names the nearest.
     """
     found = {
-        path.parent.parent.name: path.parent.parent
-        for path in MULTIRUN.glob(f"*/{SWEEP_DIR}/plan.json")
+        path.parent.parent.name: path for path in Path(MULTIRUN).glob(f"*/{SWEEP_DIR}/{PLAN_FILE}")
     }
     if name is None:
         if not found:
-            raise UserError(f"no sweep in {MULTIRUN.absolute()}; launch one, or give its path")
-        root = max(
-            found.values(), key=lambda path: (path / SWEEP_DIR / "plan.json").stat().st_mtime
-        )
+            raise UserError(
+                f"no sweep in {Path(MULTIRUN).absolute()}; launch one, or give its path"
+            )
+        root = max(found.values(), key=lambda path: path.stat().st_mtime).parent.parent
     elif (Path(name) / SWEEP_DIR).is_dir():
         root = Path(name)
     elif name in found:
-        root = found[name]
+        root = found[name].parent.parent
     else:
-        raise unknown("sweep", name, found, str(MULTIRUN))
+        raise unknown("sweep", name, found, MULTIRUN)
     plan = Plan.read(root)
     if plan is None:
         raise UserError(f"{root} has no plan")
@@ -56,10 +51,8 @@ def find(name: str | None) -> Plan:
 
 def survey(plan: Plan) -> list[RunState]:
     """Return the runs' states; without an answer from SLURM say so and go by the runs' records."""
-    if all(entry.submission.backend == "local" for entry in ledger.entries(plan.home)):
-        return states.survey(plan)
     try:
-        return states.survey(plan, scheduler.queue())
+        return states.survey(plan, states.queue_of(plan))
     except ClusterError as error:
         display.err.print(f"warning: {error}; states below are from the runs' own records")
         return states.survey(plan)
@@ -122,7 +115,7 @@ def logs(arguments: argparse.Namespace) -> int:
 def cancel(arguments: argparse.Namespace) -> int:
     """Stop a sweep: cancel its jobs, ask its local workers to checkpoint and end."""
     plan = find(arguments.sweep)
-    stopped = display.stop_local(plan)
+    stopped = local.stop(plan)
     jobs = {entry.job for entry in ledger.entries(plan.home) if entry.job}
     queue = scheduler.queue() if jobs else {}
     live = {element for element in queue or {} if element.partition("_")[0] in jobs}
@@ -140,7 +133,7 @@ def rerun(arguments: argparse.Namespace) -> int:
 
 def ls(arguments: argparse.Namespace) -> int:
     """List the sweeps of this directory, newest last."""
-    plans = [p for path in MULTIRUN.glob(f"*/{SWEEP_DIR}") if (p := Plan.read(path.parent))]
+    plans = [p for path in Path(MULTIRUN).glob(f"*/{SWEEP_DIR}") if (p := Plan.read(path.parent))]
     rows = [(plan, states.survey(plan)) for plan in sorted(plans, key=lambda p: p.created_at)]
     if arguments.json:
         listed = [{"sweep": p.sweep, "directory": str(p.root), "runs": len(s)} for p, s in rows]
@@ -183,15 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parsed = _parser().parse_args(arguments)
-    try:
-        code: int = parsed.function(parsed)
-    except BrokenPipeError:  # e.g. piped into head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OptsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return code
+    return exit_code_of(lambda: parsed.function(parsed))
 
 
 if __name__ == "__main__":

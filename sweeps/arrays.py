@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import submitit
+SBATCH_S = 60
+"""Seconds that sbatch may take: out of job slots, it would sleep and retry for hours."""
 
 
-class ArrayExecutor(submitit.SlurmExecutor):
-    """Writes and submits the sbatch script; imported late, submitit costs 0.15 s."""
+def array_executor(folder: Path) -> Any:
+    """Return an executor that writes and submits sbatch scripts.
 
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        # sbatch sleeps and retries for hours when the controller is out of job slots.
-        return ["timeout", "60", "sbatch", str(submission_file_path)]
+    Cost: 0.15 s, to import submitit.
+    """
+    import submitit
+
+    class ArrayExecutor(submitit.SlurmExecutor):
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            return ["timeout", str(SBATCH_S), "sbatch", str(submission_file_path)]
+
+    return ArrayExecutor(folder=folder)

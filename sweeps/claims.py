@@ -11,11 +11,11 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from rundir import read_json
+from rundir import OptsweepError, read_json
 from sweeps.owners import Owner
 
 
@@ -38,8 +38,9 @@ def claim(directory: Path, name: str, attempt: int, owner: Owner) -> bool:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile("w", dir=directory, prefix=".", suffix=".new") as file:
-        json.dump(owner.as_dict(), file)
+        json.dump(asdict(owner), file)
         file.flush()
+        os.fchmod(file.fileno(), 0o644)  # colleagues look at the sweep too
         os.fsync(file.fileno())
         try:
             os.link(file.name, directory / f"{name}.{attempt}")
@@ -74,8 +75,9 @@ def _listed(directory: Path) -> Iterator[tuple[str, int]]:
 
 
 def _read(directory: Path, name: str, attempt: int) -> Claim:
-    record = read_json(directory / f"{name}.{attempt}") or {}
-    fields = {
-        key: record.get(key) for key in ("host", "boot", "pid", "started", "job", "submission")
-    }
-    return Claim(attempt, Owner(**fields))  # type: ignore[arg-type]
+    record = read_json(directory / f"{name}.{attempt}")
+    if record is None:
+        raise OptsweepError(
+            f"{directory / name}.{attempt} is damaged; it does not say who holds it"
+        )
+    return Claim(attempt, Owner.from_record(record))

@@ -6,21 +6,26 @@ our own. ``conf/cluster/*.yaml`` lists them all with their meaning.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Optional
+from typing import Any, Optional, cast, get_type_hints
 
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ValidationError
 
-from rundir import UserError, unknown
+from rundir import IllegalValue, require, unknown
+from sweeps.cores import visible_gpus
 
 _OURS = ("workers",)
 """Fields that submitit does not know."""
 
-_FIXED = ("submitit_folder", "name", "_target_")
+FIXED = ("submitit_folder", "name", "_target_")
 """Fields of theirs that we set ourselves: the sweep's own folder, the submission's name."""
+
+_WORDS = {"Dict": "a mapping", "List": "a list", "int": "a whole number", "bool": "true or false"}
+"""What a type is called in messages."""
 
 
 @dataclass
@@ -33,15 +38,24 @@ class LocalCluster(LocalQueueConf):  # type: ignore[misc]
     cpus_per_task: Optional[int] = 1  # noqa: UP045 - OmegaConf reads the annotation on 3.10
     """CPU threads of one run."""
     gpus_per_node: Optional[int] = None  # noqa: UP045
-    """GPUs of one run: null uses one where there is one, 0 none."""
+    """GPUs of one run: null takes one where there are any."""
+    stderr_to_stdout: bool = True
     workers: Optional[int] = None  # noqa: UP045
     """Runs at once; null: as many as cores / cpus_per_task, or GPUs. Never more than that."""
 
     def __post_init__(self) -> None:
         """Check what only applies to one machine."""
-        _require_single_task(self.nodes, self.tasks_per_node)
-        _require_positive("workers", self.workers)
-        _require_positive("cpus_per_task", self.cpus_per_task)
+        _require_one_process(self)
+        _require_positive(self, "workers", "cpus_per_task")
+        where = "cluster.gpus_per_node"
+        require(self.gpus_per_node in {None, 0, 1}, where, self.gpus_per_node, "null, 0 or 1 here")
+        if self.gpus_per_node and not visible_gpus():
+            raise IllegalValue(where, self.gpus_per_node, "null or 0: this machine has no GPU")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one worker."""
+        return 0 if self.gpus_per_node == 0 else min(1, len(visible_gpus()))
 
 
 @dataclass
@@ -49,20 +63,32 @@ class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
     """A SLURM cluster."""
 
     _target_: str = "hydra_plugins.optsweep.SlurmLauncher"
+    stderr_to_stdout: bool = True
     workers: Optional[int] = None  # noqa: UP045
     """Array elements that drain the sweep together; null: one element a run."""
 
     def __post_init__(self) -> None:
         """Check what sbatch would only punish later."""
-        _require_single_task(self.nodes, self.tasks_per_node)
-        _require_positive("workers", self.workers)
-        _require_positive("array_parallelism", self.array_parallelism)
-        if self.timeout_min * 60 <= self.signal_delay_s + 60:
-            raise UserError(
-                f"cluster.timeout_min = {self.timeout_min}; must leave over a minute before the "
-                f"signal at {self.signal_delay_s} s to the end: raise it, or lower "
-                "cluster.signal_delay_s"
-            )
+        _require_one_process(self)
+        _require_positive(self, "workers", "array_parallelism", "timeout_min")
+        require(
+            self.max_num_timeout == 0,
+            "cluster.max_num_timeout",
+            self.max_num_timeout,
+            "0: launching again resumes a run that hit its time limit",
+        )
+        require(
+            self.timeout_min * 60 > self.signal_delay_s + 60,
+            "cluster.timeout_min",
+            self.timeout_min,
+            f"above {self.signal_delay_s / 60 + 1:g}: a minute more than cluster.signal_delay_s",
+        )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one worker, as far as the fields that ask for some tell."""
+        asked = re.search(r"gpu(?::[^:,=]+)?[:=](\d+)", str(self.gres or ""))
+        return self.gpus_per_node or self.gpus_per_task or (int(asked[1]) if asked else 0)
 
 
 Cluster = LocalCluster | SlurmCluster
@@ -74,38 +100,36 @@ def cluster(kind: type[LocalCluster | SlurmCluster], node: Mapping[str, Any]) ->
     Raises:
         UserError: an unknown key, a wrong type, or a value that can't work.
     """
-    legal = sorted({field.name for field in fields(kind)} - set(_FIXED))
+    legal = sorted({field.name for field in fields(kind)} - set(FIXED))
     for key in node:
         if key not in legal:
             raise unknown("key", str(key), legal, "cluster")
     ours = {"submitit_folder": "", "name": ""}  # theirs refer to a hydra node
     try:
-        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), ours, dict(node)))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "cluster"
-        raise UserError(
-            f"cluster.{key} = {node.get(key)!r}: {str(error).splitlines()[0]}"
-        ) from None
-    if not isinstance(built, kind):
-        raise UserError("cluster must be a mapping")
-    return built
+        merged = OmegaConf.merge(OmegaConf.structured(kind), ours, dict(node))
+    except ValidationError as error:
+        key = (error.full_key or "").partition(".")[0]
+        hint = str(get_type_hints(kind)[key])
+        word = next((said for name, said in _WORDS.items() if name in hint), hint)
+        word += " or null" if "Optional" in hint else ""
+        raise IllegalValue(f"cluster.{key}", node[key], word) from None
+    return cast("Cluster", OmegaConf.to_object(merged))
 
 
 def submitit_parameters(built: Cluster) -> dict[str, Any]:
     """Return the fields that submitit's executor takes, without those left at null."""
-    hidden = {*_OURS, *_FIXED, "max_num_timeout"}
+    hidden = {*_OURS, *FIXED, "max_num_timeout"}
     values = {field.name: getattr(built, field.name) for field in fields(built)}
     return {k: v for k, v in values.items() if k not in hidden and v not in (None, {}, [])}
 
 
-def _require_positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise UserError(f"cluster.{name} = {value}; must be null or a whole number ≥ 1")
+def _require_positive(built: Cluster, *names: str) -> None:
+    for name in names:
+        value = getattr(built, name)
+        require(value is None or value >= 1, f"cluster.{name}", value, "null or at least 1")
 
 
-def _require_single_task(nodes: int, tasks: int) -> None:
-    if nodes != 1 or tasks != 1:
-        raise UserError(
-            f"cluster.nodes = {nodes}, cluster.tasks_per_node = {tasks}; must both be 1: "
-            "a run is one process so far"
-        )
+def _require_one_process(built: Cluster) -> None:
+    for name in ("nodes", "tasks_per_node"):
+        value = getattr(built, name)
+        require(value == 1, f"cluster.{name}", value, "1: a run is one process so far")

@@ -7,6 +7,7 @@ gives it back when its holder ends, however it ends.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import tempfile
 import time
@@ -21,7 +22,9 @@ def visible_gpus() -> tuple[str, ...]:
     """Return the ids of this machine's NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return tuple(part for part in chosen.split(",") if part)
+        # As CUDA reads it: the list ends at the first id that is none, e.g. -1.
+        ids = itertools.takewhile(lambda part: not part.startswith("-"), chosen.split(","))
+        return tuple(part for part in ids if part)
     return tuple(sorted(p.name[6:] for p in Path("/dev").glob("nvidia[0-9]*")))
 
 

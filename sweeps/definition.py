@@ -4,8 +4,8 @@
     zip:      {key: [values]}            first with first, second with second, …
     runs:     [{key: value}, …]          points written out
     seeds:    n or [seed, …]             every point once a seed
-    exclude:  [{key: value}, …]          drops the points that match all of an entry
-    blocks:   [{grid|zip|runs|…}, …]     a union; keys beside it apply to every block
+    blocks:   [{grid|zip|runs|…}, …]     a union; what stands beside it multiplies every block
+    exclude:  [{key: value}, …]          drops the points that match all of an entry, last of all
 
 A key is a config group (``optimizer``) or a dotted config key. Within one block grid, zip and runs
 multiply.
@@ -13,8 +13,9 @@ multiply.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rundir import UserError, unknown
@@ -30,21 +31,26 @@ def points(definition: Mapping[str, Any], where: str = "sweep") -> list[Point]:
     Raises:
         UserError: unknown key, wrong type, empty list, unequal zip lengths, or nothing to run.
     """
-    _check_keys(definition, where)
-    blocks = definition.get("blocks")
-    if blocks is None:
-        found = _expand_block(definition, where)
-    else:
-        if not isinstance(blocks, list) or not blocks:
-            raise UserError(f"{where}.blocks = {blocks!r}; must be a list of blocks")
-        shared = _expand_block({k: v for k, v in definition.items() if k != "blocks"}, where)
-        found = []
-        for i, block in enumerate(blocks):
-            inner = points(_mapping(block, f"{where}.blocks[{i}]"), f"{where}.blocks[{i}]")
-            found += [{**outer, **point} for outer in shared for point in inner]
+    for key in definition:
+        if key not in KEYS:
+            raise unknown("key", str(key), KEYS, where)
+    found = _expand_block(definition, where)
+    if definition.get("blocks") is not None:
+        found = [_joined(outer, p, where) for outer in found for p in _blocks(definition, where)]
+    found = _without(found, definition.get("exclude"), f"{where}.exclude")
     if not found:
         raise UserError(f"{where} excludes every point; nothing is left to run")
     return found
+
+
+def _blocks(definition: Mapping[str, Any], where: str) -> list[Point]:
+    blocks = definition["blocks"]
+    if not isinstance(blocks, list) or not blocks:
+        raise UserError(f"{where}.blocks = {blocks!r}; must be a list of blocks")
+    named = [
+        (_mapping(b, f"{where}.blocks[{i}]"), f"{where}.blocks[{i}]") for i, b in enumerate(blocks)
+    ]
+    return [point for block, name in named for point in points(block, name)]
 
 
 def _expand_block(block: Mapping[str, Any], where: str) -> list[Point]:
@@ -54,16 +60,28 @@ def _expand_block(block: Mapping[str, Any], where: str) -> list[Point]:
         _runs(block.get("runs"), f"{where}.runs"),
         _seeds(block.get("seeds"), f"{where}.seeds"),
     ]
-    found = []
-    for parts in itertools.product(*axes):
-        point: Point = {}
-        for part in parts:
-            for key in part.keys() & point.keys():
-                raise UserError(f"{where}: key {key} is set twice; give it in one place of a block")
-            point.update(part)
-        found.append(point)
-    dropped = _runs(block.get("exclude"), f"{where}.exclude") if block.get("exclude") else []
-    return [p for p in found if not any(_matches(p, pattern) for pattern in dropped)]
+    return [
+        functools.reduce(lambda one, more: _joined(one, more, where), parts)
+        for parts in itertools.product(*axes)
+    ]
+
+
+def _joined(one: Point, more: Point, where: str) -> Point:
+    for key in one.keys() & more.keys():
+        raise UserError(f"{where}: key {key} is set twice; give it in one place of a block")
+    return {**one, **more}
+
+
+def _without(found: list[Point], exclude: object, where: str) -> list[Point]:
+    """Drop the points that match all of an entry."""
+    if exclude is None:
+        return found
+    patterns = _runs(exclude, where)
+    keys = {key for point in found for key in point}
+    for key in (key for pattern in patterns for key in pattern):
+        if key not in keys:
+            raise unknown("key", key, keys, where)
+    return [p for p in found if not any(pattern.items() <= p.items() for pattern in patterns)]
 
 
 def _grid(grid: object, where: str) -> list[Point]:
@@ -115,13 +133,3 @@ def _values(values: object, where: str) -> list[Any]:
     if not isinstance(values, list) or not values:
         raise UserError(f"{where} = {values!r}; must be a non-empty list of values")
     return values
-
-
-def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
-    return all(key in point and point[key] == value for key, value in pattern.items())
-
-
-def _check_keys(definition: Iterable[str], where: str) -> None:
-    for key in definition:
-        if key not in KEYS:
-            raise unknown("key", str(key), KEYS, where)

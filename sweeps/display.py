@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -17,15 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rundir import DONE, ENDED, State, Status
-from rundir.files import LOG_FILE
-from sweeps import ledger, states
+from rundir.wording import count_of, duration
 from sweeps.clusters import Cluster
 from sweeps.ledger import Submission
 from sweeps.plan import Plan
 from sweeps.states import RunState
-
-POLL_S = 0.5
-"""Seconds between two looks at the runs of a local sweep."""
 
 LINES_EVERY_S = 10.0
 """Seconds between progress lines where stderr is not a terminal."""
@@ -49,16 +42,15 @@ def announce(plan: Plan, asked: Sequence[RunState], wanted: Sequence[RunState]) 
     again = sum(1 for state in wanted if state.attempts)
     resumed = f", {again} of them again" if again else ""
     err.print(f"sweep {plan.sweep}: {summary(asked)}; {len(wanted) or 'none'} to submit{resumed}")
-    for (word, reason), alike in _by_reason(wanted).items():
-        err.print(f"  {_n(len(alike), 'run')} {word}: {reason}", markup=False)
+    for (word, reason), alike in by_reason(wanted).items():
+        err.print(f"  {count_of(len(alike), 'run')} {word}: {reason}", markup=False)
 
 
 def submitted(plan: Plan, count: int, jobs: Sequence[str]) -> None:
     """Say what SLURM took, and how to follow it."""
     if count:
-        err.print(
-            f"submitted {_n(count, 'run')} as job {', '.join(jobs)}; they no longer need this shell"
-        )
+        taken = f"submitted {count_of(count, 'run')} as job {', '.join(jobs)}"
+        err.print(f"{taken}; they no longer need this shell")
     err.print(f"  follow   python -m sweeps watch {plan.root}")
     err.print(f"  collect  python -m analysis collect {plan.root}")
 
@@ -82,9 +74,9 @@ def dry_run(
         table.add_row(str(run.index), *values, fresh, Text(str(plan.directory(run))))
     out.print(table)
     for submission, script in scripts:
-        out.print(
-            f"\n--- {submission.backend}: {_n(submission.elements, 'worker')} ---", markup=False
-        )
+        share = submission.share
+        workers = count_of(share.elements, "worker")
+        out.print(f"\n--- {share.backend}: {workers} ---", markup=False)
         out.print(script, markup=False, soft_wrap=True)
     out.print(_cost(wanted, scripts, cluster), markup=False)
     err.print("dry run: nothing was submitted or written")
@@ -94,38 +86,14 @@ def _cost(
     wanted: Sequence[RunState], scripts: Sequence[tuple[Submission, str]], cluster: Cluster
 ) -> str:
     """Return the most that the sweep may use: workers × their time limit."""
-    workers = sum(submission.elements for submission, _ in scripts)
-    shape = f"{_n(workers, 'worker')} in {_n(len(scripts), 'array')}"
-    text = f"{_n(len(wanted), 'run')} to submit as {shape}"
+    workers = sum(submission.share.elements for submission, _ in scripts)
+    text = f"{count_of(len(wanted), 'run')} to submit as {count_of(workers, 'worker')}"
     if not cluster.timeout_min:
         return text
     hours = workers * cluster.timeout_min / 60
-    gpus = cluster.gpus_per_node or 0
-    asked = (
-        f"{hours * gpus:g} GPU-hours"
-        if gpus
-        else f"{hours * (cluster.cpus_per_task or 1):g} CPU-hours"
-    )
-    return f"{text}; at most {asked} (time limit {cluster.timeout_min} min)"
-
-
-def follow(plan: Plan, indices: Sequence[int]) -> int:
-    """Follow a local sweep until nothing works on it any more; return the exit code.
-
-    Ctrl-C asks the workers to checkpoint and stop, waits for them, and tells how to go on.
-    """
-    try:
-        return _finish(plan, _follow(plan, indices))
-    except KeyboardInterrupt:
-        err.print(
-            "stopping: runs save a checkpoint at their next step (Ctrl-C again: stop waiting)"
-        )
-        stop_local(plan)
-    try:
-        err.print(f"sweep {plan.sweep}: {summary(_follow(plan, indices))}; launch again to go on")
-    except KeyboardInterrupt:
-        err.print("the workers are still stopping; launch again to go on")
-    return 130
+    amount, unit = (cluster.gpus, "GPU") if cluster.gpus else (cluster.cpus_per_task or 1, "CPU")
+    most = f"at most {hours * amount:g} {unit}-hours (time limit {cluster.timeout_min} min)"
+    return f"{text} in {count_of(len(scripts), 'array')}; {most}"
 
 
 def watch(
@@ -146,14 +114,6 @@ def watch(
                 break
             time.sleep(pause)
     return asked
-
-
-def _follow(plan: Plan, indices: Sequence[int]) -> list[RunState]:
-    def survey() -> list[RunState]:
-        surveyed = states.survey(plan)
-        return [surveyed[index] for index in indices]
-
-    return watch(plan, survey, itertools.repeat(POLL_S))
 
 
 class _LiveRuns:
@@ -260,35 +220,7 @@ def _elapsed(status: Status | None) -> float:
     return (status.ended_at or time.time()) - status.started_at
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as people say them: ``42 s``, ``3:05``, ``1:02:03``."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def _finish(plan: Plan, asked: Sequence[RunState]) -> int:
-    """Print the outcome of a local sweep and return its exit code."""
-    err.print(f"sweep {plan.sweep}: {summary(asked)}")
-    bad = [s for s in asked if s.state not in DONE]
-    for (word, reason), alike in _by_reason(bad).items():
-        log = plan.directory(alike[0].run) / LOG_FILE
-        err.print(f"  {_n(len(alike), 'run')} {word}: {reason}; the end of {log}:", markup=False)
-        print_tail(log)
-    if bad and not _by_reason(bad):
-        logs = sorted(plan.home.glob(f"{ledger.SUBMISSIONS_DIR}/*/*_log.out"), key=os.path.getmtime)
-        err.print("  the workers ended before these runs; the end of their log:")
-        print_tail(logs[-1])
-    if bad:
-        err.print("  launch again to run what is missing")
-    return 1 if bad else 0
-
-
-def _by_reason(asked: Sequence[RunState]) -> dict[tuple[State, str], list[RunState]]:
+def by_reason(asked: Sequence[RunState]) -> dict[tuple[State, str], list[RunState]]:
     """Group the runs that have a reason to be where they are, the largest group first."""
     groups: dict[tuple[State, str], list[RunState]] = {}
     for state in asked:
@@ -307,27 +239,11 @@ def print_tail(log: Path, lines: int = 5) -> None:
         err.print(f"    {line}", markup=False)
 
 
-def stop_local(plan: Plan) -> int:
-    """Ask the sweep's live local workers to checkpoint and stop; return how many there were."""
-    owners = [o for entry in ledger.entries(plan.home) for o in entry.owners if o.is_alive(None)]
-    for owner in owners:
-        if owner.host == os.uname().nodename:
-            os.kill(owner.pid, signal.SIGTERM)
-    return len(owners)
-
-
 def summary(asked: Sequence[RunState]) -> str:
     """Return the counts of states: ``8 runs: 6 completed, 2 running``."""
-    return f"{_n(len(asked), 'run')}: " + ", ".join(f"{n} {s}" for s, n in _counts(asked).items())
-
-
-def _counts(asked: Sequence[RunState]) -> dict[State, int]:
     found = Counter(state.state for state in asked)
-    return {state: found[state] for state in State if found[state]}
-
-
-def _n(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    counts = ", ".join(f"{found[state]} {state}" for state in State if found[state])
+    return f"{count_of(len(asked), 'run')}: {counts}"
 
 
 class OneRun:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rundir import UserError
 from sweeps import composition, single
 from sweeps.composition import Composed, Composer
+from sweeps.overrides import override
 from sweeps.provenance import PROJECT_ROOT
 
 CONFIG_DIR = PROJECT_ROOT / "conf"
@@ -28,26 +29,39 @@ def run_composed(config: DictConfig) -> int:
     """
     hydra = composition.hydra_of(HydraConfig.instance().cfg)
     overrides = tuple(str(text) for text in hydra.overrides.task)
-    groups = tuple(text for text in overrides if _names_a_group(text, hydra))
+    groups = composition.group_overrides(overrides, GlobalHydra.instance().config_loader())
     composed = Composed(overrides, groups, config, composition.resolve(config), hydra)
-    chosen = None if str(hydra.run.dir) == "." else Path(str(hydra.run.dir))
+    chosen = None if str(hydra.run.dir) == "." else Path(str(hydra.runtime.output_dir))
     return single.run_one(
         composed, dry_run=bool(composed.resolved.get("dry_run")), directory=chosen
     )
 
 
-def compose(overrides: Sequence[str], config_dir: Path | str = CONFIG_DIR) -> Composed:
+def compose(
+    overrides: Sequence[str],
+    config_dir: Path | str = CONFIG_DIR,
+    config_name: str = CONFIG_NAME,
+    more_dirs: Sequence[str] = (),
+) -> Composed:
     """Compose one run from an override list, as ``launch.py`` would.
+
+    Args:
+        overrides: as on the command line, those of the ``hydra`` node included.
+        config_dir: the primary config directory.
+        config_name: the primary config.
+        more_dirs: further directories to look for configs in, as ``--config-dir`` adds one.
 
     Raises:
         UserError: naming what is wrong with them.
     """
     task = [text for text in overrides if not text.lstrip("+~").startswith("hydra")]
     settings = [text for text in overrides if text not in task]
+    if more_dirs:
+        settings.append(override("hydra.searchpath", [f"file://{path}" for path in more_dirs]))
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(Path(config_dir).absolute()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        return Composer(loader, CONFIG_NAME, settings).compose(task)
+        return Composer(loader, config_name, settings).compose(task)
 
 
 def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> UserError:
@@ -55,15 +69,11 @@ def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> User
 
     The command line is composed again step by step, which finds the override at fault.
     """
+    given = get_args(list(arguments))
+    single = [text for text in given.overrides if "," not in text]
+    more = [str(Path(given.config_dir).absolute())] if given.config_dir else []
     try:
-        compose(
-            [text for text in get_args(list(arguments)).overrides if "," not in text], config_dir
-        )
+        compose(single, config_dir, given.config_name or CONFIG_NAME, more)
     except UserError as found:
         return found
     return composition.explained(error)
-
-
-def _names_a_group(text: str, hydra: DictConfig) -> bool:
-    key = text.lstrip("+~").partition("=")[0].partition("@")[0]
-    return key in hydra.runtime.choices

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from rundir import OptsweepError, UserError
+from rundir.files import MULTIRUN, OUTPUTS
 from sweeps.provenance import PROJECT_ROOT
 
 CODE_DIR = "code"
@@ -21,33 +22,32 @@ CODE_DIR = "code"
 MAX_FILE_BYTES = 20_000_000
 """Larger files are data or results, not code, and stay where they are."""
 
-_NOT_CODE = frozenset({".git", ".venv", "__pycache__", "build", "multirun", "outputs", "store"})
+_NOT_CODE = frozenset({".git", ".venv", "__pycache__", "build", MULTIRUN, OUTPUTS, "store"})
 
 
 def freeze(home: Path, root: Path = PROJECT_ROOT) -> str:
     """Copy the project's code below ``home`` unless it is there already; return its hash.
 
     Copied are tracked files with their uncommitted changes, and untracked ones that git does not
-    ignore. Outside git everything but results and environments.
+    ignore. Outside git everything but results and environments. The copy is hashed, not the
+    source, which may be edited meanwhile; a damaged earlier copy is put aside.
     """
-    files = sorted(_source_files(root))
-    name = tree_hash(root, files)
-    target = home / CODE_DIR / name
-    if target.is_dir():
-        return name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(mkdtemp(dir=target.parent, prefix=".new-"))
+    folder = home / CODE_DIR
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(mkdtemp(dir=folder, prefix=".new-"))
     try:
-        for file in files:
+        for file in _source_files(root):
             (work / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / file, work / file, follow_symlinks=False)
         work.chmod(0o755)
-        os.rename(work, target)
-    except OSError:
+        target = folder / tree_hash(work)
+        if target.is_dir() and tree_hash(target) != target.name:
+            target.rename(work.with_suffix(".damaged"))
+        if not target.is_dir():
+            work.rename(target)
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        if not target.is_dir():  # another launch was first
-            raise
-    return name
+    return target.name
 
 
 def verify(frozen: Path) -> None:
@@ -56,7 +56,7 @@ def verify(frozen: Path) -> None:
     Raises:
         OptsweepError: saying that the frozen code was changed.
     """
-    found = tree_hash(frozen, sorted(_walked(frozen, skip=frozenset({"__pycache__"}))))
+    found = tree_hash(frozen)
     if found != frozen.name:
         raise OptsweepError(
             f"the frozen code in {frozen} has changed since submission (it hashes to {found}); "
@@ -64,10 +64,10 @@ def verify(frozen: Path) -> None:
         )
 
 
-def tree_hash(root: Path, files: list[str]) -> str:
-    """Return 16 hex digits over the names and contents of files, links by their target."""
+def tree_hash(root: Path) -> str:
+    """Return 16 hex digits over names and contents of all files below; of links, their target."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted(_walked(root, skip=frozenset({"__pycache__"}))):
         path = root / file
         content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
         digest.update(f"{file}\0{hashlib.sha256(content).hexdigest()}\n".encode())

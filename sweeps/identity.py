@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rundir.files import UNSIGNED_KEYS
+
 ENGINE_KEYS = frozenset({"task", "check", "paths", "cluster", "sweep", "dry_run"})
 """Top-level keys of the config that are the engine's; the task gets all others."""
-
-UNSIGNED_KEYS = frozenset({"check", "paths", "cluster", "sweep", "dry_run", "logging"})
-"""Top-level keys that cannot change a run's result and so are not part of its signature."""
 
 SHORT_SIGNATURE = 6
 """Hex digits of the signature in a directory name; the whole signature is in run.json."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher as theirs
@@ -21,93 +23,111 @@ from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQu
 
 from rundir import ClusterError
 from sweeps import cores, freeze, owners, scheduler
-from sweeps.clusters import Cluster, LocalCluster, SlurmCluster, submitit_parameters
-from sweeps.ledger import Submission
+from sweeps.arrays import SBATCH_S, array_executor
+from sweeps.clusters import LocalCluster, SlurmCluster, submitit_parameters
+from sweeps.ledger import LOCAL, SLURM, Share, Submission
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
+
+Runs: TypeAlias = Sequence[tuple[int, int]]
+"""(index in the plan, attempt to claim) of each run."""
+
+_NO_ANSWER = re.compile("(?i)unable to contact|timed out|zero bytes|communication")
+"""What sbatch says when the controller may have taken the job without its knowing."""
 
 _NO_LIMIT_MIN = 60 * 24 * 3650
 """Stands for no limit where submitit wants a number of minutes."""
 
 
-class LocalLauncher(theirs.LocalLauncher):  # type: ignore[misc]
-    """Starts workers on this machine that outlive the launching process."""
+class _Waiting:
+    """What other sweepers than the planner call: launch as theirs does, and wait."""
 
-    cluster_type: type[Cluster] = LocalCluster
     params: dict[str, Any]
+    their_config: type
+    """The dataclass of the fields that their launcher knows."""
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Launch and wait, for sweepers other than the planner."""
-        self.params = _known(self.params, LocalQueueConf)
-        results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+        """Launch the jobs and return their results."""
+        names = {field.name for field in fields(self.their_config)}
+        self.params = {key: value for key, value in self.params.items() if key in names}
+        self.params["timeout_min"] = self.params["timeout_min"] or _NO_LIMIT_MIN
+        results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]
         return results
 
-    @staticmethod
-    def chunks(cluster: Cluster, runs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Return the submissions' sizes: one, with as many workers as fit on the machine."""
-        threads = min(cluster.cpus_per_task or 1, len(cores.core_names()))
-        gpus = () if cluster.gpus_per_node == 0 else cores.visible_gpus()
-        slots = len(gpus) or len(cores.core_names()) // threads
-        elements = max(1, min(len(runs), slots, cluster.workers or slots))
-        shape = {"backend": "local", "elements": elements, "drain": True}
-        return [{**shape, "runs": tuple(runs), "threads": threads, "gpus": gpus}]
+
+class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
+    """Starts workers on this machine that outlive the launching process."""
+
+    cluster_type = LocalCluster
+    their_config = LocalQueueConf
+    is_detached = False
+    """Whether the user's shell is given back as soon as the runs are submitted."""
 
     @staticmethod
-    def submit(cluster: Cluster, plan: Plan, submission: Submission) -> dict[str, Any]:
+    def require() -> None:
+        """Nothing but this machine is needed."""
+
+    @staticmethod
+    def divide(cluster: LocalCluster, runs: Runs) -> list[Share]:
+        """Give all runs to as many workers as fit on the machine."""
+        threads = min(cluster.cpus_per_task or 1, len(cores.core_names()))
+        gpus = cores.visible_gpus() if cluster.gpus else ()
+        slots = len(gpus) or len(cores.core_names()) // threads
+        elements = max(1, min(len(runs), slots, cluster.workers or slots))
+        return [Share(LOCAL, tuple(runs), elements, drain=True, threads=threads, gpus=gpus)]
+
+    @staticmethod
+    def submit(cluster: LocalCluster, plan: Plan, submission: Submission) -> dict[str, Any]:
         """Start the workers; return what the ledger records."""
         import submitit
 
-        folder = submission.folder(plan.home)
-        executor = submitit.LocalExecutor(folder=folder)
+        executor = submitit.LocalExecutor(folder=submission.folder(plan.home))
         executor.update_parameters(
-            timeout_min=cluster.timeout_min or _NO_LIMIT_MIN, stderr_to_stdout=True
+            timeout_min=cluster.timeout_min or _NO_LIMIT_MIN,
+            stderr_to_stdout=cluster.stderr_to_stdout,
         )
         started = []
         for element in range(submission.elements):
-            command = worker_command(plan, submission, ["--element", str(element)])
-            pid = _in_session_of_its_own(
-                lambda command=command: executor._submit_command(command).job_id
-            )
-            started.append(owners.named(int(pid), submission=submission.id).as_dict())
+            command = _worker_command(plan, submission, ["--element", str(element)])
+            pid = _in_session_of_its_own(partial(executor._submit_command, command))
+            started.append(asdict(owners.named(int(pid))))
         return {"owners": started}
 
     @staticmethod
-    def script(cluster: Cluster, plan: Plan, submission: Submission) -> str:
+    def script(cluster: LocalCluster, plan: Plan, submission: Submission) -> str:
         """Return what ``dry_run`` shows of a submission."""
         del cluster
-        return worker_command(plan, submission, ["--element", f"0..{submission.elements - 1}"])
+        return _worker_command(plan, submission, ["--element", f"0..{submission.elements - 1}"])
 
 
-class SlurmLauncher(theirs.SlurmLauncher):  # type: ignore[misc]
+class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
     """Submits array jobs to SLURM."""
 
-    cluster_type: type[Cluster] = SlurmCluster
-    params: dict[str, Any]
-
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Launch and wait, for sweepers other than the planner."""
-        self.params = _known(self.params, SlurmQueueConf)
-        results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
-        return results
+    cluster_type = SlurmCluster
+    their_config = SlurmQueueConf
+    is_detached = True
 
     @staticmethod
-    def chunks(cluster: Cluster, runs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Return the submissions' sizes: arrays no longer than the cluster's MaxArraySize."""
-        shape = {"backend": "slurm", "threads": cluster.cpus_per_task}
+    def require() -> None:
+        """Refuse to go on where jobs can't be submitted."""
+        scheduler.require()
+
+    @staticmethod
+    def divide(cluster: SlurmCluster, runs: Runs) -> list[Share]:
+        """Cut the runs into arrays no longer than the cluster's MaxArraySize."""
+        threads = cluster.cpus_per_task
         if cluster.workers is not None:
             elements = min(cluster.workers, len(runs))
-            return [{**shape, "runs": tuple(runs), "elements": elements, "drain": True}]
+            return [Share(SLURM, tuple(runs), elements, drain=True, threads=threads)]
         size = scheduler.max_array_size()
         parts = [tuple(runs[i : i + size]) for i in range(0, len(runs), size)]
-        return [{**shape, "runs": part, "elements": len(part), "drain": False} for part in parts]
+        return [Share(SLURM, part, len(part), drain=False, threads=threads) for part in parts]
 
     @classmethod
-    def submit(cls, cluster: Cluster, plan: Plan, submission: Submission) -> dict[str, Any]:
+    def submit(cls, cluster: SlurmCluster, plan: Plan, submission: Submission) -> dict[str, Any]:
         """Submit one array; return what the ledger records.
 
         Raises:
@@ -119,24 +139,26 @@ class SlurmLauncher(theirs.SlurmLauncher):  # type: ignore[misc]
         try:
             # sbatch's words go into the error; submitit would print them as well.
             with scheduler.clean_environment(), redirect_stderr(io.StringIO()):
-                job = executor._submit_command(worker_command(plan, submission, []))
+                job = executor._submit_command(_worker_command(plan, submission, []))
         except (FailedJobError, FailedSubmissionError) as error:
-            said = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
-            raise ClusterError(" ".join(said) or " ".join(str(error).split())) from None
+            said = " ".join(s for s in str(error).splitlines() if s.startswith("sbatch: error"))
+            if "Batch job submission failed" in said and not _NO_ANSWER.search(said):
+                raise ClusterError(said) from None
+            silence = said or f"sbatch gave no answer within {SBATCH_S} s"
+            raise scheduler.Unanswered(f"{silence}; whether it took the job is looked up") from None
         return {"job": str(job.job_id)}
 
     @classmethod
-    def script(cls, cluster: Cluster, plan: Plan, submission: Submission) -> str:
+    def script(cls, cluster: SlurmCluster, plan: Plan, submission: Submission) -> str:
         """Return the sbatch script of a submission."""
         executor = cls._executor(cluster, plan, submission)
-        text: str = executor._make_submission_file_text(worker_command(plan, submission, []), "dry")
+        command = _worker_command(plan, submission, [])
+        text: str = executor._make_submission_file_text(command, submission.id)
         return text
 
     @staticmethod
-    def _executor(cluster: Cluster, plan: Plan, submission: Submission) -> Any:
-        from sweeps.arrays import ArrayExecutor
-
-        executor = ArrayExecutor(folder=submission.folder(plan.home))
+    def _executor(cluster: SlurmCluster, plan: Plan, submission: Submission) -> Any:
+        executor = array_executor(submission.folder(plan.home))
         parameters = executor._convert_parameters(submitit_parameters(cluster))
         executor.update_parameters(**parameters, job_name=job_name(plan.sweep, submission.id))
         executor.parameters["map_count"] = submission.elements
@@ -148,20 +170,15 @@ def job_name(sweep: str, submission: str) -> str:
     return f"{sweep}.{submission}"
 
 
-def worker_command(plan: Plan, submission: Submission, more: Sequence[str]) -> str:
+def _worker_command(plan: Plan, submission: Submission, more: Sequence[str]) -> str:
     """Return the shell command of one worker: Python, started in the frozen code."""
     frozen = plan.home.absolute() / freeze.CODE_DIR / submission.code
     worker = [sys.executable, "-u", "-m", "sweeps.worker", str(plan.root.absolute()), submission.id]
     return shlex.join(["env", "-C", str(frozen), *worker, *more])
 
 
-def _known(params: Mapping[str, Any], config: type) -> dict[str, Any]:
-    names = {field.name for field in fields(config)}
-    return {key: value for key, value in params.items() if key in names}
-
-
-def _in_session_of_its_own(start: Any) -> str:
-    """Call ``start`` in a forked process that leads a new session; return the text it returns.
+def _in_session_of_its_own(start: Callable[[], Any]) -> str:
+    """Start a job in a forked process that leads a new session; return its id.
 
     submitit starts local jobs in the caller's session, where Ctrl-C or a lost terminal kills them.
     """
@@ -172,7 +189,7 @@ def _in_session_of_its_own(start: Any) -> str:
         try:
             os.close(read_end)
             os.setsid()
-            os.write(write_end, str(start()).encode())
+            os.write(write_end, str(start().job_id).encode())
             code = 0
         finally:
             os._exit(code)

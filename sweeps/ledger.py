@@ -11,7 +11,6 @@ submission's id, which travels in the job's name, before anything is submitted a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -21,8 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rundir import UserError, read_json, write_json
-from rundir.files import open_for_append
+from rundir import UserError, files, read_json, write_json
 from sweeps.owners import Owner
 
 LEDGER_FILE = "ledger.jsonl"
@@ -30,14 +28,21 @@ LOCK_FILE = "lock"
 SUBMISSIONS_DIR = "submissions"
 SUBMISSION_FILE = "submission.json"
 
+SLURM, LOCAL = "slurm", "local"
+
+TAKEN = "job"
+"""The event, and answer, that the scheduler took a submission."""
+
+LOCAL_WORKERS = "local workers"
+"""Stands for the job of a run that waits for workers on a machine without a scheduler."""
+
 
 @dataclass(frozen=True)
-class Submission:
-    """One array of workers: what its elements need to know."""
+class Share:
+    """A part of a sweep's runs, and the workers that are to do it."""
 
-    id: str
     backend: str
-    """``slurm`` or ``local``."""
+    """SLURM or LOCAL."""
     runs: tuple[tuple[int, int], ...]
     """(index in the plan, attempt to claim) of each run. The launcher has made sure that nobody
     works on the attempt before; a worker takes exactly this one or leaves the run alone."""
@@ -45,13 +50,28 @@ class Submission:
     """Number of workers."""
     drain: bool
     """True: every worker goes on until no run is left. False: worker i does the i-th run."""
-    code: str
-    """Content hash of the frozen code, and its folder's name."""
     threads: int | None
     """CPU threads per run; None lets SLURM's allocation decide."""
     gpus: tuple[str, ...] = ()
     """Local only: the devices that the workers share out."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A share handed over as one array of workers: what its elements need to know."""
+
+    id: str
+    share: Share
+    code: str
+    """Content hash of the frozen code, and its folder's name."""
+    cwd: str
+    """Where it was launched; its runs see relative paths from here."""
     git: dict[str, Any] | None = None
+
+    @property
+    def elements(self) -> int:
+        """Number of workers."""
+        return self.share.elements
 
     def folder(self, home: Path) -> Path:
         """Return the directory of this submission's script and logs."""
@@ -62,14 +82,27 @@ class Submission:
         self.folder(home).mkdir(parents=True)
         write_json(self.folder(home) / SUBMISSION_FILE, asdict(self))
 
+    def record_failure(self, home: Path, element: int, reason: str) -> None:
+        """Say why a worker ended before it could claim anything."""
+        write_json(self.folder(home) / f"failed-{element}.json", {"reason": reason})
+
+    def failure(self, home: Path, place: int) -> str | None:
+        """Return why a worker of the run at ``place`` ended before any claim; None if none did."""
+        element = "*" if self.share.drain else str(place)
+        for path in sorted(self.folder(home).glob(f"failed-{element}.json")):
+            return str((read_json(path) or {}).get("reason"))
+        return None
+
     @classmethod
     def read(cls, home: Path, name: str) -> Submission | None:
         """Return a submission by its id; None if its record is absent."""
         record = read_json(home / SUBMISSIONS_DIR / name / SUBMISSION_FILE)
         if record is None:
             return None
-        runs = tuple((index, attempt) for index, attempt in record["runs"])
-        return cls(**{**record, "runs": runs, "gpus": tuple(record["gpus"])})
+        share = record["share"]
+        runs = tuple((index, attempt) for index, attempt in share["runs"])
+        shared = Share(**{**share, "runs": runs, "gpus": tuple(share["gpus"])})
+        return cls(**{**record, "share": shared})
 
 
 @dataclass(frozen=True)
@@ -86,12 +119,11 @@ class Entry:
 
     def live_job(self, place: int, queue: Collection[str] | None) -> str | None:
         """Return the live job that will get to the run at ``place``; None if none will."""
-        for owner in self.owners:
-            if owner.is_alive(None):
-                return f"process {owner.pid}"
+        if any(owner.is_alive(None) for owner in self.owners):
+            return LOCAL_WORKERS
         if self.job is None or queue is None:
             return None
-        elements = range(self.submission.elements) if self.submission.drain else [place]
+        elements = range(self.submission.elements) if self.submission.share.drain else [place]
         return next((f"{self.job}_{i}" for i in elements if f"{self.job}_{i}" in queue), None)
 
 
@@ -99,7 +131,7 @@ def record(home: Path, event: str, submission: str, **fields: object) -> None:
     """Append one event and make it durable before returning."""
     home.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"t": time.time(), "event": event, "submission": submission, **fields})
-    handle = open_for_append(home / LEDGER_FILE)
+    handle = files.open_for_append(home / LEDGER_FILE)
     try:
         os.write(handle, line.encode() + b"\n")
         os.fsync(handle)
@@ -125,31 +157,24 @@ def entries(home: Path) -> list[Entry]:
         submission = Submission.read(home, name)
         if submission is not None:
             answer = event["event"] if event["event"] != "intent" else None
-            owners = tuple(Owner(**owner) for owner in event.get("owners", ()))
+            owners = tuple(Owner.from_record(owner) for owner in event.get("owners", ()))
             found.append(Entry(submission, answer, event.get("job"), owners))
     return found
 
 
 @contextmanager
 def locked(home: Path, sweep: str) -> Iterator[None]:
-    """Hold the sweep's lock; the kernel releases it if this process dies.
+    """Hold the sweep's lock.
 
     Raises:
         UserError: somebody else holds it, or the directory can't be written.
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
-        handle = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        (home / LOCK_FILE).touch()
     except OSError as error:
         raise UserError(f"can't write {home}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
-            raise UserError(f"sweep {sweep} is being launched already, by {holder}") from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    with files.locked(home / LOCK_FILE) as holder:
+        if holder is not None:
+            raise UserError(f"sweep {sweep} is being launched already, by {holder}")
         yield
-    finally:
-        os.close(handle)

@@ -1,14 +1,14 @@
 """Who works on a run, and whether it still lives.
 
-A process is named by host, boot, pid and start time, so that a reused pid or a reboot never looks
-like the old process. On another host its SLURM job is asked for instead.
+A process is named by boot, pid and start time, so that a reused pid, a reboot or a new host name
+never looks like another process. From another machine its SLURM job is asked for instead.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,21 @@ class Owner:
 
     host: str
     boot: str
+    """Boot of the kernel and pid namespace: within one, a pid says which process is meant."""
     pid: int
     started: int
     """Start time of the process in clock ticks since boot, from /proc."""
     job: str | None = None
     """SLURM job or array element, e.g. ``1234_5``."""
-    submission: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for a JSON record."""
-        return asdict(self)
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Owner:
+        """Return the owner that a claim or the ledger recorded."""
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
+
+    def is_alive_here(self) -> bool:
+        """Say whether it is a live process of this machine."""
+        return self.boot == _boot_id() and _start_time(self.pid) == self.started
 
     def is_alive(self, live_jobs: Collection[str] | None) -> bool:
         """Say whether the process still lives; when that can't be known, say that it does.
@@ -37,33 +42,36 @@ class Owner:
         Args:
             live_jobs: the jobs in squeue, None when there is no scheduler to ask.
         """
-        if self.host == os.uname().nodename:
-            return self.boot == boot_id() and start_time(self.pid) == self.started
+        if self.boot == _boot_id():
+            return self.is_alive_here()
+        if self.host == os.uname().nodename and self.job is None:
+            return False
         if self.job is not None and live_jobs is not None:
             return self.job in live_jobs
         return True
 
 
-def myself(job: str | None = None, submission: str | None = None) -> Owner:
+def myself(job: str | None = None) -> Owner:
     """Return this process as an owner."""
-    return named(os.getpid(), job=job, submission=submission)
+    return named(os.getpid(), job)
 
 
-def named(pid: int, job: str | None = None, submission: str | None = None) -> Owner:
+def named(pid: int, job: str | None = None) -> Owner:
     """Return a live process of this host as an owner."""
-    return Owner(os.uname().nodename, boot_id(), pid, start_time(pid) or 0, job, submission)
+    return Owner(os.uname().nodename, _boot_id(), pid, _start_time(pid) or 0, job)
 
 
 @lru_cache(maxsize=1)
-def boot_id() -> str:
-    """Return the kernel's random id of this boot."""
+def _boot_id() -> str:
+    """Return what names this boot of this kernel, and the container whose pids it speaks of."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return ""
+        return os.uname().nodename
 
 
-def start_time(pid: int) -> int | None:
+def _start_time(pid: int) -> int | None:
     """Return a process's start time in clock ticks; None if it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

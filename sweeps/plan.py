@@ -7,18 +7,19 @@ directory for ever, and is recognised by its signature.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
 from rundir import UserError, read_json, write_json
 from rundir.files import PLAN_FILE, SCHEMA_VERSION, SWEEP_DIR
 from sweeps import tasks
-from sweeps.composition import Base, Composed, Composer, apply_values, resolve
+from sweeps.composition import Base, Composed, Composer, compose_on
 from sweeps.definition import Point
 from sweeps.identity import run_name, signature, varying_keys
 from sweeps.overrides import override, shown
@@ -51,6 +52,18 @@ class PlanBase:
     hydra: str
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A composed and checked run that has no index yet; the fields are those of PlannedRun."""
+
+    signature: str
+    name: str
+    directory: str
+    overrides: tuple[str, ...]
+    varying: dict[str, Any]
+    base: PlanBase
+
+
 @dataclass
 class Plan:
     """All runs of one sweep, in the order of their indices."""
@@ -58,8 +71,6 @@ class Plan:
     sweep: str
     root: Path
     """Directory of the sweep; relative to ``cwd`` unless the user gave an absolute one."""
-    cwd: str
-    """Where it was launched; runs see relative paths from here."""
     runs: list[PlannedRun] = field(default_factory=list)
     bases: list[PlanBase] = field(default_factory=list)
     created_at: float = field(default_factory=time.time)
@@ -88,23 +99,68 @@ class Plan:
             for run, point in zip(self.runs, points, strict=True)
         ]
 
+    def admit(self, candidates: Sequence[Candidate]) -> list[int]:
+        """Add the runs that the plan does not hold yet; return the indices of all of them.
+
+        Raises:
+            UserError: a run would share another one's directory; the plan is then unchanged.
+        """
+        known = {run.signature: run.index for run in self.runs}
+        taken = {run.directory: run.signature for run in self.runs}
+        runs = list(self.runs)
+        for candidate in candidates:
+            if taken.setdefault(candidate.directory, candidate.signature) != candidate.signature:
+                raise UserError(
+                    f"sweep {self.sweep}: two different runs share the directory "
+                    f"{candidate.directory}; set paths.run_name to tell them apart"
+                )
+            if candidate.signature not in known:
+                known[candidate.signature] = len(runs)
+                runs.append(self._planned(candidate, len(runs)))
+        self.runs = runs
+        return [known[candidate.signature] for candidate in candidates]
+
+    def renew(self, indices: Sequence[int], candidates: Sequence[Candidate]) -> None:
+        """Give runs that are about to be submitted the overrides of this launch.
+
+        They differ from the recorded ones in what cannot change the result, e.g. logging.
+        """
+        for index, candidate in zip(indices, candidates, strict=True):
+            new = self._planned(candidate, index)
+            self.runs[index] = replace(self.runs[index], overrides=new.overrides, base=new.base)
+
+    def _planned(self, candidate: Candidate, index: int) -> PlannedRun:
+        if candidate.base not in self.bases:
+            self.bases.append(candidate.base)
+        fields = {k: v for k, v in vars(candidate).items() if k != "base"}
+        return PlannedRun(index=index, base=self.bases.index(candidate.base), **fields)
+
     def composed(self, run: PlannedRun) -> Composed:
-        """Compose a planned run again from what the plan holds, without the config tree."""
+        """Compose a planned run again from what the plan holds, without the config tree.
+
+        Raises:
+            UserError: it does not resolve to what was checked at the launch.
+        """
         base = self.bases[run.base]
         config = OmegaConf.create(base.config)
         hydra = OmegaConf.create(base.hydra)
         if not isinstance(config, DictConfig) or not isinstance(hydra, DictConfig):
             raise UserError(f"{self.home / PLAN_FILE} holds a base that is not a mapping")
         OmegaConf.set_struct(config, value=True)
-        values = [text for text in run.overrides if text not in base.groups]
-        applied = apply_values(config, values)
-        return Composed(run.overrides, base.groups, applied, resolve(applied), hydra)
+        setup_globals()  # ${now:…} and the other resolvers of Hydra
+        again = compose_on(Base(config, hydra), run.overrides, base.groups)
+        if signature(again.resolved) != run.signature:
+            raise UserError(
+                "the config resolves to other values here than at the launch; "
+                "does it read the time or the environment, as in ${now:…} or ${oc.env:…}?"
+            )
+        return again
 
     def write(self) -> None:
         """Replace plan.json atomically."""
         self.home.mkdir(parents=True, exist_ok=True)
-        record = {"version": SCHEMA_VERSION, "sweep": self.sweep, "cwd": self.cwd}
-        record |= {"created_at": self.created_at, "bases": [asdict(base) for base in self.bases]}
+        record = {"version": SCHEMA_VERSION, "sweep": self.sweep, "created_at": self.created_at}
+        record |= {"bases": [asdict(base) for base in self.bases]}
         write_json(self.home / PLAN_FILE, {**record, "runs": [asdict(run) for run in self.runs]})
 
     @classmethod
@@ -128,50 +184,42 @@ class Plan:
             PlannedRun(**{**raw, "overrides": tuple(raw["overrides"])}) for raw in record["runs"]
         ]
         bases = [PlanBase(tuple(b["groups"]), b["config"], b["hydra"]) for b in record["bases"]]
-        return cls(record["sweep"], root, record["cwd"], runs, bases, record["created_at"])
+        return cls(record["sweep"], root, runs, bases, record["created_at"])
 
 
-def overrides_of(points: Sequence[Point], fixed: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the override list of every point: the fixed ones, then the point's own."""
-    return [(*fixed, *(override(key, value) for key, value in p.items())) for p in points]
+def candidates(
+    composer: Composer, sweep: str, points: Sequence[Point], fixed: Sequence[str]
+) -> list[Candidate]:
+    """Compose and check every point.
 
-
-def extend(
-    plan: Plan, composer: Composer, points: Sequence[Point], fixed: Sequence[str]
-) -> list[int]:
-    """Compose and check every point and add those that the plan does not hold yet.
-
-    Returns:
-        The indices of the points' runs, old and new, in the order of ``points``.
+    Args:
+        composer: composes the runs.
+        sweep: its name, for messages.
+        points: what differs between the runs.
+        fixed: the overrides that all share.
 
     Raises:
-        UserError: the first run that can't be composed or fails its check, or two that collide;
-            the plan is then unchanged.
+        UserError: the first run that can't be composed or fails its check, or is there twice.
     """
-    known = {run.signature: run.index for run in plan.runs}
     vary = varying_keys(points)
-    bases, runs = list(plan.bases), list(plan.runs)
-    indices, seen = [], dict[str, Point]()
-    for point, overrides in zip(points, overrides_of(points, fixed), strict=True):
-        composed, signed = _checked(composer, point, overrides)
-        if signed in seen:
+    found: dict[str, Candidate] = {}
+    for point in points:
+        overrides = [*fixed, *(override(key, value) for key, value in point.items())]
+        composed = _checked(composer, point, overrides)
+        signed = signature(composed.resolved)
+        varying = {key: point[key] for key in vary if key in point}
+        if signed in found:
             raise UserError(
-                f"sweep {plan.sweep}: runs ({shown(seen[signed])}) and ({shown(point)}) "
-                "are the same run; remove one"
+                f"sweep {sweep}: runs ({shown(found[signed].varying or point)}) and "
+                f"({shown(point)}) are the same run; remove one"
             )
-        seen[signed] = point
-        if signed not in known:
-            base = _base_index(bases, composed.groups, composer.base(composed.groups))
-            varying = {key: point[key] for key in vary if key in point}
-            runs.append(_planned(len(runs), composed, signed, varying, base))
-            known[signed] = len(runs) - 1
-        indices.append(known[signed])
-    _refuse_collisions(plan.sweep, runs)
-    plan.bases, plan.runs = bases, runs
-    return indices
+        name, directory = place(composed.resolved, varying, signed)
+        base = PlanBase(composed.groups, *composer.base(composed.groups).yaml)
+        found[signed] = Candidate(signed, name, directory, composed.overrides, varying, base)
+    return list(found.values())
 
 
-def _checked(composer: Composer, point: Point, overrides: Sequence[str]) -> tuple[Composed, str]:
+def _checked(composer: Composer, point: Point, overrides: Sequence[str]) -> Composed:
     try:
         composed = composer.compose(overrides)
         tasks.check(composed.resolved)
@@ -179,14 +227,7 @@ def _checked(composer: Composer, point: Point, overrides: Sequence[str]) -> tupl
         if not point:
             raise
         raise UserError(f"run ({shown(point)}): {error}") from error
-    return composed, signature(composed.resolved)
-
-
-def _planned(
-    index: int, composed: Composed, signed: str, varying: dict[str, Any], base: int
-) -> PlannedRun:
-    name, directory = place(composed.resolved, varying, signed)
-    return PlannedRun(index, name, directory, signed, composed.overrides, varying, base)
+    return composed
 
 
 def place(resolved: dict[str, Any], varying: dict[str, Any], signed: str) -> tuple[str, str]:
@@ -203,22 +244,3 @@ def place(resolved: dict[str, Any], varying: dict[str, Any], signed: str) -> tup
     rest = {k: v for k, v in varying.items() if str(v) not in folders or "." in k}
     name = run_name(rest, signed, title=paths.get("run_name"))
     return name, f"{group}/{name}" if group else name
-
-
-def _base_index(bases: list[PlanBase], groups: tuple[str, ...], base: Base) -> int:
-    for i, known in enumerate(bases):
-        if known.groups == groups and known.config == OmegaConf.to_yaml(base.config):
-            return i
-    bases.append(PlanBase(groups, OmegaConf.to_yaml(base.config), OmegaConf.to_yaml(base.hydra)))
-    return len(bases) - 1
-
-
-def _refuse_collisions(sweep: str, runs: Iterable[PlannedRun]) -> None:
-    taken: dict[str, PlannedRun] = {}
-    for run in runs:
-        other = taken.setdefault(run.directory, run)
-        if other is not run:
-            raise UserError(
-                f"sweep {sweep}: runs {other.index} and {run.index} share directory "
-                f"{run.directory}; set paths.run_name to tell them apart"
-            )

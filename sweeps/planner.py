@@ -18,12 +18,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from rundir import UserError, unknown
+from rundir.files import MULTIRUN
 from sweeps import definition, launchers, submission
 from sweeps.clusters import cluster
 from sweeps.composition import Composer
 from sweeps.definition import Point
 from sweeps.overrides import parse
-from sweeps.plan import Plan, extend
+from sweeps.plan import Plan, candidates
 
 
 class Planner(Sweeper):
@@ -42,7 +43,7 @@ class Planner(Sweeper):
         """Called by Hydra."""
         self.config = config
         self.hydra_context = hydra_context
-        _refuse_launcher_settings(config)
+        _refuse_idle_settings(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -57,18 +58,17 @@ class Planner(Sweeper):
         asked = cluster(launcher.cluster_type, _node(self.config, "cluster"))
         points, fixed = self._expand(arguments)
         name = sweep_name(self.config)
-        root = Path(str(OmegaConf.select(self.config, "paths.multirun") or "multirun")) / name
-        plan = Plan.read(root) or Plan(name, root, str(Path.cwd()))
+        root = Path(str(OmegaConf.select(self.config, "paths.multirun") or MULTIRUN)) / name
         composer = Composer(
             self.hydra_context.config_loader,
             str(self.config.hydra.job.config_name),
             list(self.config.hydra.overrides.hydra),
         )
-        indices = extend(plan, composer, points, fixed)
+        found = candidates(composer, name, points, fixed)
         if OmegaConf.select(self.config, "dry_run"):
-            submission.show(plan, indices, launcher, asked)
+            submission.show(Plan.read(root) or Plan(name, root), found, launcher, asked)
             return
-        code = submission.launch(plan, indices, launcher, asked)
+        code = submission.launch(Plan(name, root), found, launcher, asked)
         if code:
             sys.exit(code)
 
@@ -78,13 +78,14 @@ class Planner(Sweeper):
         A key given on the command line replaces what the definition says about it.
         """
         given = self._parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        typed = {key.lstrip("+~") for key in given}
         fixed = [o.input_line for o in given.values() if not o.is_sweep_override()]
         axes = [_axis(key, o) for key, o in given.items() if o.is_sweep_override()]
         node = _node(self.config, "sweep")
         defined = definition.points(node) if node else [{}]
-        kept = [{k: v for k, v in point.items() if k not in given} for point in defined]
-        if any(key in given for point in defined for key in point):
-            kept = [point for i, point in enumerate(kept) if point not in kept[:i]]
+        kept = [{k: v for k, v in point.items() if k not in typed} for point in defined]
+        if kept != defined:
+            kept = list({repr(point): point for point in kept}.values())
         points = [
             {**point, **{k: v for part in parts for k, v in part.items()}}
             for point in kept
@@ -128,10 +129,22 @@ def _node(config: DictConfig, key: str) -> dict[str, Any]:
     return {str(k): v for k, v in plain.items()}
 
 
-def _refuse_launcher_settings(config: DictConfig) -> None:
-    """Say where settings of hydra.launcher go; they would silently count for nothing here."""
+_ELSEWHERE = {
+    "hydra.sweep.dir": "write paths.multirun=… and paths.sweep=…",
+    "hydra.sweep.subdir": "write paths.group=… and paths.run_name=…",
+    "hydra.job.chdir": "runs of a sweep stay where it was launched",
+    "hydra.callbacks": "runs of a sweep are no Hydra jobs; the task can do it",
+}
+"""Settings of Hydra's own that would count for nothing here, and what to do instead."""
+
+
+def _refuse_idle_settings(config: DictConfig) -> None:
+    """Refuse settings of the ``hydra`` node that a planned sweep does not heed."""
     for text in config.hydra.overrides.hydra:
         key = str(text).lstrip("+~").partition("=")[0]
+        for idle, instead in _ELSEWHERE.items():
+            if key == idle or key.startswith(f"{idle}."):
+                raise UserError(f"{key} has no effect in a sweep; {instead}")
         if key.startswith("hydra.launcher."):
             field = key.removeprefix("hydra.launcher.")
             legal = [str(name) for name in _node(config, "cluster")]

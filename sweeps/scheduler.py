@@ -27,6 +27,10 @@ _STATES = {
 }
 
 
+class Unanswered(ClusterError):
+    """SLURM gave no answer: what was asked of it may have happened all the same."""
+
+
 @dataclass(frozen=True)
 class Element:
     """An array element or job as squeue shows it."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rundir import DONE, ENDED, State, UserError, read_status
-from rundir.files import LOG_FILE
-from sweeps import claims, display, identity, provenance, tasks
+from rundir import DONE, State, UserError, read_json, read_status
+from rundir.files import LOG_FILE, OUTPUTS, RUN_FILE, UNSIGNED_KEYS
+from sweeps import claims, display, identity, provenance, states, tasks
 from sweeps.composition import Composed
 from sweeps.execution import Job, execute
 from sweeps.overrides import parse
@@ -32,7 +32,7 @@ def run_one(composed: Composed, *, dry_run: bool = False, directory: Path | None
     tasks.check(composed.resolved)
     job = job_of(composed, directory)
     if dry_run:
-        display.out.print(f"{_plight(job)[1]}: {job.directory}", markup=False)
+        display.out.print(f"{_next_attempt(job)[1]}: {job.directory}", markup=False)
         display.err.print("dry run: nothing was started or written")
         return 0
     return carry_out(job, threads=None)
@@ -42,16 +42,16 @@ def job_of(composed: Composed, directory: Path | None = None, **more: Any) -> Jo
     """Return the job of a run outside any sweep."""
     signed = identity.signature(composed.resolved)
     name, relative = place(composed.resolved, _varying(composed), signed)
-    outputs = (composed.resolved.get("paths") or {}).get("outputs") or "outputs"
+    outputs = (composed.resolved.get("paths") or {}).get("outputs") or OUTPUTS
     where = directory or Path(outputs) / relative
     return Job(composed, where, name, signed, git=provenance.git_state(), **more)
 
 
 def carry_out(job: Job, threads: int | None) -> int:
     """Claim and execute a job in the foreground; return the exit code."""
-    attempt, plight = _plight(job)
+    attempt, found = _next_attempt(job)
+    display.err.print(f"{found}: {job.directory}", markup=False)
     if attempt is None:
-        display.err.print(f"{plight}: {job.directory}", markup=False)
         return 0
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
@@ -60,28 +60,31 @@ def carry_out(job: Job, threads: int | None) -> int:
         raise UserError(f"can't write {job.directory}: {error.strerror}") from None
     if not won:
         raise UserError(f"{job.directory} was claimed by another process just now")
-    display.err.print(f"{plight}: {job.directory}", markup=False)
     status = execute(job, attempt, threads, on_progress=display.OneRun(job.name))
     if status.state is not State.COMPLETED:
-        display.err.print(
-            f"{status.state}: {status.reason}; see {job.directory / LOG_FILE}", markup=False
-        )
+        log = job.directory / LOG_FILE
+        display.err.print(f"{status.state}: {status.reason}; see {log}", markup=False)
     return status.exit_code or 0
 
 
-def _plight(job: Job) -> tuple[int | None, str]:
-    """Return the attempt to make, None for none, and what to say of the run's directory."""
+def _next_attempt(job: Job) -> tuple[int | None, str]:
+    """Return the attempt to make, None for none, and what to say of the run's directory.
+
+    Raises:
+        UserError: the directory holds a run of another configuration.
+    """
+    held = (read_json(job.directory / RUN_FILE) or {}).get("signature", job.signature)
+    if held != job.signature:
+        raise UserError(f"{job.directory} holds another run, {held[:6]}; choose another directory")
     last = claims.latest(job.directory, CLAIM)
+    state, reason = states.standing(last, read_status(job.directory), None)
     if last is None:
         return 1, "new run"
-    status = read_status(job.directory)
-    if status is not None and status.attempt == last.attempt and status.state in ENDED:
-        if status.state in DONE:
-            return None, f"already {status.state}"
-        return last.attempt + 1, f"resuming ({status.state}: {status.reason})"
-    if last.owner.is_alive(None):
+    if state in DONE:
+        return None, f"already {state}"
+    if state is State.RUNNING:
         return None, f"running already, as process {last.owner.pid} on {last.owner.host}"
-    return last.attempt + 1, "resuming (its process is gone)"
+    return last.attempt + 1, f"resuming ({state}: {reason})"
 
 
 def _varying(composed: Composed) -> dict[str, Any]:
@@ -91,6 +94,6 @@ def _varying(composed: Composed) -> dict[str, Any]:
         override = parse(text)
         if override.value_type is not None and text not in composed.groups:
             key = override.key_or_group
-            if key.split(".")[0] not in identity.ENGINE_KEYS | identity.UNSIGNED_KEYS:
+            if key.split(".")[0] not in identity.ENGINE_KEYS | UNSIGNED_KEYS:
                 changed[key] = override.value()
     return changed

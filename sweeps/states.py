@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rundir import DONE, ENDED, State, Status, read_status
 from sweeps import claims, ledger, scheduler
 from sweeps.claims import Claim
+from sweeps.ledger import LOCAL, Entry
 from sweeps.plan import Plan, PlannedRun
 from sweeps.scheduler import Element
 
@@ -41,50 +42,106 @@ def survey(plan: Plan, queue: Queue | None = None) -> list[RunState]:
         queue: from :func:`sweeps.scheduler.queue`; None where there is no scheduler.
     """
     held = claims.all_latest(plan.claims)
-    waiting = _waiting(plan, queue)
-    states = [_state(plan, run, held.get(str(run.index)), waiting, queue) for run in plan.runs]
-    lost = {s.job for s in states if s.state is State.LOST and s.job}
-    endings = scheduler.endings(lost) if lost else {}
-    return [_with_ending(s, endings) for s in states]
+    handed = _handed_over(plan)
+    states = [
+        _state(plan, run, held.get(str(run.index)), handed.get(run.index), queue)
+        for run in plan.runs
+    ]
+    gone = {state.job for state in states if state.job and state.state in _UNEXPLAINED}
+    endings = scheduler.endings(gone) if gone and queue is not None else {}
+    return [_with_ending(state, endings) for state in states]
+
+
+def standing(
+    claim: Claim | None, status: Status | None, queue: Queue | None
+) -> tuple[State, str | None]:
+    """Return the state of a run's latest attempt, and the reason if it is a bad one.
+
+    Args:
+        claim: the latest claim; None before the first.
+        status: the run's own record.
+        queue: what squeue shows; None without it.
+    """
+    claimed = claim.attempt if claim else 0
+    if status is not None and status.state in ENDED and status.attempt >= claimed:
+        return status.state, status.reason
+    if claim is None:
+        return State.PLANNED, None
+    if claim.owner.is_alive(queue):
+        return State.RUNNING, None
+    if claim.owner.job is not None:
+        return State.LOST, f"job {claim.owner.job} left the queue without ending the run"
+    where = f"process {claim.owner.pid} on {claim.owner.host}"
+    return State.LOST, f"{where} is gone and left no end record"
+
+
+def queue_of(plan: Plan) -> Queue | None:
+    """Ask squeue, unless no job of the sweep was ever handed to SLURM.
+
+    Raises:
+        ClusterError: SLURM is there and does not answer.
+    """
+    if all(entry.submission.share.backend == LOCAL for entry in ledger.entries(plan.home)):
+        return None
+    return scheduler.queue()
+
+
+@dataclass(frozen=True)
+class _HandedOver:
+    """The last submission that holds a run."""
+
+    entry: Entry
+    place: int
+    attempt: int
+
+    @property
+    def job(self) -> str | None:
+        """The array element that was to do the run; None where it can't be told."""
+        share = self.entry.submission.share
+        return None if self.entry.job is None or share.drain else f"{self.entry.job}_{self.place}"
+
+
+_UNEXPLAINED = (State.LOST, State.PLANNED)
+"""States in which a run's job may tell what happened."""
+
+
+def _handed_over(plan: Plan) -> dict[int, _HandedOver]:
+    return {
+        index: _HandedOver(entry, place, attempt)
+        for entry in ledger.entries(plan.home)
+        for place, (index, attempt) in enumerate(entry.submission.share.runs)
+        if entry.answer == ledger.TAKEN
+    }
 
 
 def _state(
     plan: Plan,
     run: PlannedRun,
     claim: Claim | None,
-    waiting: Mapping[int, tuple[int, str]],
+    handed: _HandedOver | None,
     queue: Queue | None,
 ) -> RunState:
-    attempts = claim.attempt if claim else 0
-    if run.index in waiting and waiting[run.index][0] > attempts:
-        return RunState(run, State.PENDING, attempts, job=waiting[run.index][1])
-    if claim is None:
-        return RunState(run, State.PLANNED, 0)
     status = read_status(plan.directory(run))
-    job = claim.owner.job
-    if status is not None and status.attempt == attempts and status.state in ENDED:
-        return RunState(run, status.state, attempts, status, status.reason, job)
-    if claim.owner.is_alive(queue):
-        return RunState(run, State.RUNNING, attempts, status, job=job)
-    reason = f"process {claim.owner.pid} on {claim.owner.host} is gone and left no end record"
-    if job is not None:
-        reason = f"job {job} left the queue without ending the run"
-    return RunState(run, State.LOST, attempts, status, reason, job)
-
-
-def _waiting(plan: Plan, queue: Queue | None) -> dict[int, tuple[int, str]]:
-    """Return run index → (attempt, job) for the runs that a live submission will still get to."""
-    found = {}
-    for entry in ledger.entries(plan.home):
-        for place, (index, attempt) in enumerate(entry.submission.runs):
-            job = entry.live_job(place, queue)
-            if job is not None:
-                found[index] = (attempt, job)
-    return found
+    attempts = max(claim.attempt if claim else 0, status.attempt if status else 0)
+    if handed is not None and handed.attempt > attempts:
+        waiting = handed.entry.live_job(handed.place, queue)
+        if waiting is not None:
+            why = queue[waiting].reason if queue is not None and waiting in queue else None
+            return RunState(run, State.PENDING, attempts, status, why, waiting)
+        failure = handed.entry.submission.failure(plan.home, handed.place)
+        if failure is not None:
+            return RunState(run, State.LOST, attempts, status, failure)
+        if claim is None and status is None:
+            why = f"job {handed.entry.job} ended before the run began" if handed.entry.job else None
+            return RunState(run, State.PLANNED, 0, reason=why, job=handed.job)
+    state, reason = standing(claim, status, queue)
+    return RunState(run, state, attempts, status, reason, claim.owner.job if claim else None)
 
 
 def _with_ending(state: RunState, endings: Mapping[str, tuple[State, str]]) -> RunState:
-    if state.state is not State.LOST or state.job is None or state.job not in endings:
+    if state.state not in _UNEXPLAINED or state.job is None or state.job not in endings:
         return state
     final, reason = endings[state.job]
-    return RunState(state.run, final, state.attempts, state.status, reason, state.job)
+    if state.state is State.PLANNED and final is State.CANCELLED:
+        return state
+    return replace(state, state=final, reason=reason)

@@ -14,74 +14,81 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rundir import DONE, ClusterError, UserError
-from sweeps import display, ledger, provenance, scheduler, states
+from sweeps import display, ledger, local, provenance, scheduler, states
 from sweeps.clusters import Cluster
 from sweeps.freeze import freeze
 from sweeps.launchers import LocalLauncher, SlurmLauncher, job_name
-from sweeps.ledger import Submission
-from sweeps.plan import Plan
+from sweeps.ledger import SLURM, Submission
+from sweeps.plan import Candidate, Plan
 from sweeps.states import RunState
 
 Launcher: TypeAlias = LocalLauncher | SlurmLauncher
 
 
-def launch(plan: Plan, indices: Sequence[int], launcher: Launcher, cluster: Cluster) -> int:
-    """Submit those runs of the plan that are neither done nor in work; return the exit code.
+def launch(
+    plan: Plan, candidates: Sequence[Candidate], launcher: Launcher, cluster: Cluster
+) -> int:
+    """Submit those of the candidates that are neither done nor in work; return the exit code.
 
     A local sweep is followed to its end; on SLURM this returns at once.
+
+    Args:
+        plan: an empty plan of the sweep; stands where there is none on disk yet.
+        candidates: the runs asked for.
+        launcher: hands submissions over.
+        cluster: what each worker asks for.
 
     Raises:
         UserError: the directory can't be written or another launch is under way.
         ClusterError: the scheduler refused; says what was and what was not submitted.
     """
-    is_slurm = isinstance(launcher, SlurmLauncher)
-    if is_slurm:
-        scheduler.require()
+    launcher.require()
     _require_writable(plan.root)
     with ledger.locked(plan.home, plan.sweep):
-        _require_unchanged(plan)
-        if is_slurm:
-            _settle_intents(plan)
-        surveyed = states.survey(plan, scheduler.queue() if is_slurm else None)
-        wanted = [surveyed[i] for i in indices if surveyed[i].is_wanted]
-        display.announce(plan, [surveyed[i] for i in indices], wanted)
+        plan = Plan.read(plan.root) or plan
+        _settle_intents(plan)
+        asked, wanted = _survey(plan, plan.admit(candidates))
+        display.announce(plan, asked, wanted)
         jobs: list[str] = []
         if wanted:
+            chosen = {candidate.signature: candidate for candidate in candidates}
+            runs = [state.run for state in wanted]
+            plan.renew([run.index for run in runs], [chosen[run.signature] for run in runs])
             plan.write()
             jobs = _hand_over(plan, wanted, launcher, cluster)
-    if is_slurm:
+    if launcher.is_detached:
         display.submitted(plan, len(wanted), jobs)
         return 0
-    if not wanted and all(surveyed[i].state in DONE for i in indices):
+    if not wanted and all(state.state in DONE for state in asked):
         return 0
-    return display.follow(plan, indices)
+    return local.follow(plan, [state.run.index for state in asked])
 
 
-def show(plan: Plan, indices: Sequence[int], launcher: Launcher, cluster: Cluster) -> None:
+def show(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher, cluster: Cluster) -> None:
     """Print what :func:`launch` would do: runs, directories, resources, scripts. Write nothing."""
-    if isinstance(launcher, SlurmLauncher):
-        scheduler.require()
-    queue = scheduler.queue() if isinstance(launcher, SlurmLauncher) else None
-    surveyed = states.survey(plan, queue)
-    wanted = [surveyed[i] for i in indices if surveyed[i].is_wanted]
+    launcher.require()
+    asked, wanted = _survey(plan, plan.admit(candidates))
     scripts = [
-        (part, launcher.script(cluster, plan, part))
-        for part in _submissions(launcher, cluster, wanted, code="CODE_HASH")
+        (submission, launcher.script(cluster, plan, submission))
+        for submission in _submissions(launcher, cluster, wanted, code="CODE_HASH")
     ]
-    display.dry_run(plan, [surveyed[i] for i in indices], wanted, scripts, cluster)
+    display.dry_run(plan, asked, wanted, scripts, cluster)
+
+
+def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[RunState]]:
+    """Return the states of the runs asked for, and of those among them to submit."""
+    surveyed = states.survey(plan, states.queue_of(plan))
+    asked = [surveyed[index] for index in indices]
+    return asked, [state for state in asked if state.is_wanted]
 
 
 def _submissions(
     launcher: Launcher, cluster: Cluster, wanted: Sequence[RunState], code: str
 ) -> list[Submission]:
     runs = [(state.run.index, state.attempts + 1) for state in wanted]
-    if not runs:
-        return []
+    shares = launcher.divide(cluster, runs) if runs else []
     git = provenance.git_state()
-    return [
-        Submission(id=secrets.token_hex(4), code=code, git=git, **shape)
-        for shape in launcher.chunks(cluster, runs)
-    ]
+    return [Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git) for share in shares]
 
 
 def _hand_over(
@@ -93,11 +100,12 @@ def _hand_over(
     done = 0
     for submission in _submissions(launcher, cluster, wanted, code):
         submission.write(plan.home)
-        ledger.record(plan.home, "intent", submission.id, backend=submission.backend)
+        ledger.record(plan.home, "intent", submission.id)
         try:
             answer = launcher.submit(cluster, plan, submission)
         except ClusterError as error:
-            ledger.record(plan.home, "refused", submission.id, reason=str(error))
+            if not isinstance(error, scheduler.Unanswered):
+                ledger.record(plan.home, "refused", submission.id, reason=str(error))
             raise ClusterError(
                 f"{error}; {done} of {len(wanted)} runs were submitted"
                 + (f" as job {', '.join(jobs)}" if jobs else "")
@@ -105,25 +113,19 @@ def _hand_over(
             ) from None
         ledger.record(plan.home, "job", submission.id, **answer)
         jobs.append(str(answer.get("job", submission.id)))
-        done += len(submission.runs)
+        done += len(submission.share.runs)
     return jobs
 
 
 def _settle_intents(plan: Plan) -> None:
     """Ask SLURM for submissions whose launcher died before it could note the job's id."""
     for entry in ledger.entries(plan.home):
-        if entry.answer is None and entry.submission.backend == "slurm":
+        if entry.answer is None and entry.submission.share.backend == SLURM:
             job = scheduler.find_submission(job_name(plan.sweep, entry.submission.id))
             if job is None:
                 ledger.record(plan.home, "void", entry.submission.id)
             else:
                 ledger.record(plan.home, "job", entry.submission.id, job=job)
-
-
-def _require_unchanged(plan: Plan) -> None:
-    on_disk = Plan.read(plan.root)
-    if on_disk is not None and len(on_disk.runs) > len(plan.runs):
-        raise UserError(f"sweep {plan.sweep} was extended by another launch just now; launch again")
 
 
 def _require_writable(root: Path) -> None:

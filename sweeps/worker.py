@@ -16,14 +16,23 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from rundir import ENDED, OptsweepError, UserError, read_status
+from rundir import (
+    ENDED,
+    OptsweepError,
+    Status,
+    UserError,
+    ending,
+    exit_code_of,
+    read_status,
+)
 from rundir.files import LOG_FILE, write_status
 from sweeps import claims, cores, freeze, provenance
 from sweeps.execution import STOP_SIGNALS, Job, end_of_killed, execute
-from sweeps.ledger import Submission
+from sweeps.ledger import LOCAL, Share, Submission
 from sweeps.owners import myself
 from sweeps.plan import Plan, PlannedRun
 
@@ -45,26 +54,33 @@ class Worker:
             signal.signal(number, self._on_signal)
         self._preload()
         failed = 0
-        owner = myself(slurm_element(), self.submission.id)
+        owner = myself(_slurm_element())
         for index, attempt in self._share():
-            if self.stopped:
-                break
-            if claims.claim(self.plan.claims, str(index), attempt, owner):
+            # Blocked from the claim to the fork, a stop signal waits until there is a run to tell.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            if not self._is_stopped() and claims.claim(
+                self.plan.claims, str(index), attempt, owner
+            ):
                 failed += self._carry_out(self.plan.runs[index], attempt) != 0
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return failed
+
+    def _is_stopped(self) -> bool:
+        return self.stopped is not None or bool(signal.sigpending() & set(STOP_SIGNALS))
 
     def _share(self) -> Sequence[tuple[int, int]]:
         """Return this element's runs and attempts; draining, all of them."""
-        runs = self.submission.runs
-        return runs if self.submission.drain else [runs[self.element]]
+        runs = self.submission.share.runs
+        return runs if self.submission.share.drain else [runs[self.element]]
 
     def _carry_out(self, run: PlannedRun, attempt: int) -> int:
         """Fork a process for the run and wait for it; return its exit code."""
         directory = self.plan.directory(run)
         directory.mkdir(parents=True, exist_ok=True)
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        worker = os.getpid()
         self._child = os.fork()
         if self._child == 0:
+            _die_with(worker)
             self._be_the_run(run, attempt, directory)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         _, wait_status = os.waitpid(self._child, 0)
@@ -78,18 +94,30 @@ class Worker:
         """Be the child: never return."""
         code = 1
         try:
-            _die_with_parent()
             log = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            composed = self.plan.composed(run)
+            os.environ.update(composed.hydra.job.env_set)
             job = Job(
-                self.plan.composed(run), directory, run.name, run.signature, self.plan.sweep,
-                run.index, self.submission.code, self.submission.git,
-            )  # fmt: skip
-            status = execute(job, attempt, self._threads(), slurm_job=slurm_element())
+                composed,
+                directory,
+                run.name,
+                run.signature,
+                sweep=self.plan.sweep,
+                index=run.index,
+                code=self.submission.code,
+                git=self.submission.git,
+            )
+            status = execute(job, attempt, self._threads(), slurm_job=_slurm_element())
             code = status.exit_code or 0
-        except BaseException:  # noqa: BLE001 - the child must reach os._exit
+        except BaseException as error:  # noqa: BLE001 - the child must reach os._exit
             traceback.print_exc()
+            state, reason, code = ending(error)
+            write_status(
+                directory,
+                Status(state, attempt, os.uname().nodename, reason=reason, exit_code=code),
+            )
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -97,37 +125,40 @@ class Worker:
 
     def _threads(self) -> int | None:
         allotted = os.environ.get("SLURM_CPUS_PER_TASK")
-        return int(allotted) if allotted else self.submission.threads
+        return int(allotted) if allotted else self.submission.share.threads
 
     def _preload(self) -> None:
         """Import the task, and what its ``preload()`` imports, once for all forked runs."""
         threads = str(self._threads() or len(os.sched_getaffinity(0)))
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = threads
-        index, _ = self.submission.runs[0]
-        task = self.plan.composed(self.plan.runs[index]).resolved["task"]
-        module = importlib.import_module(str(task).rpartition(".")[0])
-        getattr(module, "preload", lambda: None)()
+        index, _ = self.submission.share.runs[0]
+        try:
+            task = self.plan.composed(self.plan.runs[index]).resolved["task"]
+            module = importlib.import_module(str(task).rpartition(".")[0])
+            getattr(module, "preload", lambda: None)()
+        except Exception:  # noqa: BLE001 - the run it belongs to will fail with it, no other
+            traceback.print_exc()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.stopped = signal.Signals(number).name
         if self._child:
-            os.kill(self._child, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self._child, number)
 
 
-def _die_with_parent() -> None:
+def _die_with(worker: int) -> None:
     """Have the kernel kill this process when its worker dies.
 
     The worker holds the claim: a run that outlived it would be taken for lost and run twice.
     """
     pr_set_pdeathsig = 1
-    worker = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if worker == 1 or os.getppid() != worker:
+    if os.getppid() != worker:  # it died before the call above
         os._exit(1)
 
 
-def slurm_element() -> str | None:
+def _slurm_element() -> str | None:
     """Return this process's SLURM array element or job, e.g. ``1234_5``; None outside SLURM."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
@@ -135,11 +166,11 @@ def slurm_element() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def _prepare_local(submission: Submission) -> None:
-    """Leave the launcher's session, then wait for cores and a GPU."""
-    cores.acquire(cores.core_names(), submission.threads or 1)
-    if submission.gpus:
-        device = cores.acquire([f"gpu-{name}" for name in submission.gpus], 1)[0]
+def _wait_for_place(share: Share) -> None:
+    """Wait until this machine has the cores, and a GPU, for one more run."""
+    cores.acquire(cores.core_names(), share.threads or 1)
+    if share.gpus:
+        device = cores.acquire([f"gpu-{name}" for name in share.gpus], 1)[0]
         os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("gpu-")
 
 
@@ -151,22 +182,22 @@ def main() -> int:
     parser.add_argument("--element", type=int)
     arguments = parser.parse_args()
     plan = Plan.read(arguments.sweep_dir)
-    submission = Submission.read(arguments.sweep_dir / ".sweep", arguments.submission)
-    if plan is None or submission is None:
+    submission = plan and Submission.read(plan.home, arguments.submission)
+    if not plan or not submission:
         raise UserError(f"{arguments.sweep_dir} holds no submission {arguments.submission}")
-    freeze.verify(provenance.PROJECT_ROOT)
-    os.chdir(plan.cwd)
     element = arguments.element
     if element is None:
         element = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
-    if submission.backend == "local":
-        _prepare_local(submission)
+    try:
+        freeze.verify(provenance.PROJECT_ROOT)
+        os.chdir(submission.cwd)
+    except (OptsweepError, OSError) as error:
+        submission.record_failure(plan.home, element, str(error))
+        raise
+    if submission.share.backend == LOCAL:
+        _wait_for_place(submission.share)
     return 1 if Worker(plan, submission, element).work() else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except OptsweepError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+    sys.exit(exit_code_of(main))

@@ -28,7 +28,12 @@ class Shell:
     def environment(self) -> dict[str, str]:
         toy = str(ROOT / "tests" / "sweeps")
         path = os.pathsep.join([str(ROOT), toy])
-        return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **self.env}
+        # The tokens for this machine's cores lie in TMPDIR: a sweep of the developer's own, or of
+        # another test, must not make this one wait.
+        tokens = self.cwd.parent / f"{self.cwd.name}-tmp"
+        tokens.mkdir(exist_ok=True)
+        ours = {"PYTHONPATH": path, "TMPDIR": str(tokens), "COLUMNS": "200"}
+        return {**os.environ, **ours, **self.env}
 
     def command(self, *arguments: str) -> list[str]:
         first = (

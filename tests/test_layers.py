@@ -60,6 +60,7 @@ def loaded(*arguments: str, cwd: Path) -> set[str]:
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     assert len(lines) > 50
     return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
@@ -74,7 +75,8 @@ def loaded(*arguments: str, cwd: Path) -> set[str]:
         ["-m", "sweeps", "status"],
     ],
 )
-def test_nothing_on_the_login_node_imports_torch(arguments, tmp_path):
+def test_nothing_on_the_login_node_imports_torch(arguments, shell, toy, tmp_path):
+    shell("launch", "-m", *toy, "paths.sweep=before", "seed=1")
     assert not loaded(*arguments, cwd=tmp_path) & {"torch", "numpy", "pandas"}
 
 
@@ -83,8 +85,12 @@ def test_the_notebook_imports_neither_torch_nor_hydra(tmp_path):
     assert not loaded("-c", code, cwd=tmp_path) & {"torch", "hydra", "omegaconf", "matplotlib"}
 
 
-def test_the_trainer_runs_where_hydra_is_not_installed(tmp_path):
-    assert not loaded("-c", "import trainer; trainer.train", cwd=tmp_path) & {"hydra", "omegaconf"}
+def test_the_trainer_imports_where_hydra_is_not_installed(tmp_path):
+    assert not loaded("-c", "import trainer.loop", cwd=tmp_path) & {
+        "hydra",
+        "omegaconf",
+        "submitit",
+    }
 
 
 def test_launch_is_a_page():

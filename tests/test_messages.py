@@ -49,8 +49,12 @@ CASES = {
             "training.training_params.context_length=2000000",
             "training.training_params.batch_size=1",
             "training.training_params.tokens_processed=2000000",
+            "training.training_params.val_tokens_processed=2000000",
         ],
-        None,
+        (
+            "training.training_params.context_length = 2000000; must be at most 118881: shakespeare has "
+            "1188824 tokens, a tenth for validation"
+        ),
     ),
     "unreadable override": (
         ["foo=[1"],
@@ -71,6 +75,10 @@ CASES = {
             "sweeper with hydra/sweeper=…"
         ),
     ),
+    "setting of Hydra that a sweep does not heed": (
+        ["-m", "seed=1,2", "hydra.sweep.dir=elsewhere"],
+        "hydra.sweep.dir has no effect in a sweep; write paths.multirun=… and paths.sweep=…",
+    ),
     "setting of hydra.launcher": (
         ["-m", "seed=1,2", "hydra.launcher.timeout_min=3"],
         "hydra.launcher.timeout_min has no effect here; write cluster.timeout_min=…",
@@ -82,13 +90,17 @@ CASES = {
             "stderr_to_stdout, tasks_per_node, timeout_min, workers; did you mean workers?"
         ),
     ),
+    "wrong type of a cluster field": (
+        ["-m", "seed=1,2", "cluster.workers=many"],
+        "cluster.workers = 'many'; must be a whole number or null",
+    ),
+    "more GPUs than this machine has": (
+        ["-m", "seed=1,2", "cluster.gpus_per_node=3"],
+        "cluster.gpus_per_node = 3; must be null, 0 or 1 here",
+    ),
     "no task of that name": (
         ["task=trainer.runn"],
         "task = trainer.runn; module trainer has no runn",
-    ),
-    "unwritable output directory": (
-        ["paths.outputs=a_file/below"],
-        None,
     ),
     "unwritable sweep directory": (
         ["-m", "seed=1,2", "paths.multirun=a_file/below"],
@@ -105,22 +117,21 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_nothing_written(case, shell)
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    if said is not None:
-        assert lines[0] == "error: " + said.format(cwd=shell.cwd)
+    assert lines[0] == "error: " + said.format(cwd=shell.cwd)
     assert os.listdir(shell.cwd) == ["a_file"]
 
 
 def test_an_unknown_option_lists_the_options_and_the_nearest(shell):
     done = shell("launch", "optimizer=adamx", code=2)
     assert done.stderr.startswith(
-        "error: unknown option optimizer = adamx; must be one of: adam, adamw,"
+        "error: unknown option adamx in optimizer; must be one of: adam, adamw,"
     )
     assert done.stderr.endswith("; did you mean adam?\n")
 
 
 def test_an_unknown_sweep_lists_the_sweeps_and_the_nearest(shell):
     done = shell("launch", "sweep=quickstrat", code=2)
-    assert done.stderr.startswith("error: unknown option sweep = quickstrat; must be one of: ")
+    assert done.stderr.startswith("error: unknown option quickstrat in sweep; must be one of: ")
     assert done.stderr.endswith("; did you mean quickstart?\n")
     done = shell("-m", "sweeps", "status", "quickstart", code=2)
     assert (
@@ -153,4 +164,32 @@ def test_a_second_launch_of_a_sweep_being_launched_says_who_holds_it(shell, toy)
         done = shell("launch", "-m", *toy, "paths.sweep=s", "seed=1,2", code=2)
     assert done.stderr == (
         f"error: sweep s is being launched already, by process {os.getpid()} on {os.uname().nodename}\n"
+    )
+
+
+def test_an_unwritable_output_directory_is_one_line_with_exit_code_2(shell, toy):
+    (shell.cwd / "a_file").write_text("")
+    done = shell("launch", *toy, "paths.outputs=a_file", code=2)
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: can't write a_file/gpt-tiny/shakespeare/"
+    )
+    assert done.stderr.endswith(": Not a directory\n")
+
+
+def test_with_a_config_dir_of_the_users_own_the_misspelt_key_is_found(shell, toy):
+    (shell.cwd / "mine" / "optimizer").mkdir(parents=True)
+    (shell.cwd / "mine" / "optimizer" / "my.yaml").write_text(
+        "optimizer_params: {name: my, lr: 1}\n"
+    )
+    done = shell(
+        "launch",
+        "--config-dir",
+        "mine",
+        *toy,
+        "optimizer=my",
+        "optimizer.optimizer_params.lrr=1",
+        code=2,
+    )
+    assert done.stderr == (
+        "error: unknown key lrr in optimizer.optimizer_params; must be one of: lr, name; did you mean lr?\n"
     )

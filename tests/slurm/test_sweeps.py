@@ -16,7 +16,7 @@ def login(shell, slurm):
     """Be on the login node of a cluster without accounting."""
     shell.env.update(slurm.env)
     yield shell
-    slurm.run("scancel", "--user=root", check=False)
+    slurm.run("scancel", "--me", check=False)
     slurm.wait_idle()
 
 
@@ -88,7 +88,7 @@ def test_two_workers_drain_a_sweep_of_six(login, toy):
     login(*launch(toy, "seed=1,2,3,4,5,6", "cluster.workers=2"))
     runs = wait_until(login, ended)
     assert {run["state"] for run in runs} == {"completed"}
-    assert submissions(login)[0]["elements"] == 2
+    assert submissions(login)[0]["share"]["elements"] == 2
     assert len({run["job"] for run in runs}) <= 2
 
 
@@ -123,8 +123,8 @@ def test_an_edit_of_the_code_while_jobs_run_from_it_is_refused_in_words(login, t
 def test_too_little_time_for_the_signal_is_refused_before_anything_happens(login, toy):
     done = login(*launch(toy, "seed=1", "cluster.timeout_min=2"), code=2)
     assert done.stderr == (
-        "error: cluster.timeout_min = 2; must leave over a minute before the signal at 120 s to "
-        "the end: raise it, or lower cluster.signal_delay_s\n"
+        "error: cluster.timeout_min = 2; must be above 3: "
+        "a minute more than cluster.signal_delay_s\n"
     )
     assert not (login.cwd / "multirun").exists()
 

@@ -59,6 +59,17 @@ def test_a_reused_pid_is_not_the_old_process():
     assert not owners.Owner(me.host, "another boot", me.pid, me.started).is_alive(None)
 
 
+def test_a_process_of_this_boot_is_known_by_any_host_name():
+    me = owners.myself()
+    assert owners.Owner("old name", me.boot, me.pid, me.started).is_alive(None)
+    assert not owners.Owner("old name", me.boot, me.pid, me.started + 1).is_alive(None)
+
+
+def test_colleagues_can_read_a_claim(tmp_path):
+    claims.claim(tmp_path, "1", 1, owners.myself())
+    assert (tmp_path / "1.1").stat().st_mode & 0o444 == 0o444
+
+
 def test_on_another_host_the_queue_decides():
     there = owners.Owner("elsewhere", "boot", 1, 1, job="12_3")
     assert there.is_alive({"12_3"})

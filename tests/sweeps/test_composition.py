@@ -10,9 +10,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from rundir import UserError
 from sweeps.composition import Composer, resolve, split
 from sweeps.entry import CONFIG_DIR, CONFIG_NAME
-from sweeps.plan import Plan, extend
+from sweeps.plan import Plan, candidates
 
 LR = "optimizer.optimizer_params.lr"
 SAMPLES = [
@@ -58,13 +59,26 @@ def test_runs_that_differ_in_values_are_composed_from_one_tree(loader):
 
 
 def test_a_planned_run_composes_again_from_the_plan_alone(loader, tmp_path):
-    plan = Plan("s", tmp_path / "s", str(tmp_path))
+    plan = Plan("s", tmp_path / "s")
     composer = Composer(loader, CONFIG_NAME)
     points = [{"optimizer": "adamw", LR: 0.1}, {"optimizer": "muon", LR: 0.2}]
-    extend(plan, composer, points, ["model=micro"])
+    fixed = ["model=micro", "+logging.tag=${hydra:runtime.choices.optimizer}"]
+    plan.admit(candidates(composer, "s", points, ["check=null", *fixed]))
     plan.write()
-    for run in Plan.read(plan.root).runs:
+    for run, chosen in zip(Plan.read(plan.root).runs, ["adamw", "muon"], strict=True):
         again = plan.composed(run)
+        assert again.resolved["logging"]["tag"] == chosen
         first = composer.compose(run.overrides)
         assert again.resolved == first.resolved
         assert OmegaConf.to_yaml(again.config) == OmegaConf.to_yaml(first.config)
+
+
+def test_a_run_that_resolves_to_something_else_later_is_refused(loader, tmp_path, monkeypatch):
+    plan = Plan("s", tmp_path / "s")
+    monkeypatch.setenv("TAG", "1")
+    fixed = ["check=null", "+tag=${oc.env:TAG}"]
+    plan.admit(candidates(Composer(loader, CONFIG_NAME), "s", [{"seed": 1}], fixed))
+    plan.composed(plan.runs[0])
+    monkeypatch.setenv("TAG", "2")
+    with pytest.raises(UserError, match="resolves to other values here than at the launch"):
+        plan.composed(plan.runs[0])

@@ -39,6 +39,11 @@ def test_exclude_drops_points_that_match_all_of_an_entry():
     assert len(found) == 3
 
 
+def test_exclude_beside_blocks_sees_what_the_blocks_set():
+    found = points({"blocks": [{"grid": {"a": [1, 2]}}], "exclude": [{"a": 1}]})
+    assert found == [{"a": 2}]
+
+
 @pytest.mark.parametrize(
     ("definition", "said"),
     [
@@ -62,6 +67,13 @@ def test_exclude_drops_points_that_match_all_of_an_entry():
         (
             {"grid": {"a": [1]}, "runs": [{"a": 2}]},
             "sweep: key a is set twice; give it in one place of a block",
+        ),
+        (
+            {"grid": {"optimizer": ["adamw"]}, "exclude": [{"optimzer": "adamw"}]},
+            (
+                "unknown key optimzer in sweep.exclude; must be one of: optimizer; "
+                "did you mean optimizer?"
+            ),
         ),
         (
             {"grid": {"a": [1]}, "exclude": [{"a": 1}]},

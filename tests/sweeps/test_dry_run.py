@@ -16,4 +16,4 @@ def test_tells_new_runs_from_complete_ones(shell, toy):
         "completed",
         "new",
     ]
-    assert "1 run to submit as 1 worker in 1 array" in done.stdout
+    assert "1 run to submit as 1 worker" in done.stdout

@@ -60,3 +60,10 @@ def test_outside_git_everything_but_results_is_code(tmp_path):
     (root / "a.py").write_text("")
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", root)
     assert os.listdir(frozen) == ["a.py"]
+
+
+def test_a_damaged_copy_is_put_aside_and_made_anew(project, tmp_path):
+    name = freeze(tmp_path / "home", project)
+    (tmp_path / "home" / "code" / name / "tracked.py").write_text("damage")
+    assert freeze(tmp_path / "home", project) == name
+    verify(tmp_path / "home" / "code" / name)

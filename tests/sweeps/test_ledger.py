@@ -4,12 +4,12 @@ import pytest
 
 from rundir import UserError
 from sweeps import ledger, owners
-from sweeps.ledger import Submission
+from sweeps.ledger import Share, Submission
 
 
 @pytest.fixture
 def submission():
-    return Submission("ab12", "slurm", ((0, 1), (1, 3)), 2, drain=False, code="c", threads=1)
+    return Submission("ab12", Share("slurm", ((0, 1), (1, 3)), 2, drain=False, threads=1), "c", "/")
 
 
 def test_a_submission_reads_back_as_it_was_written(submission, tmp_path):
@@ -42,7 +42,7 @@ def test_element_i_gets_to_run_i_and_a_draining_one_to_any(submission, tmp_path)
     entry = ledger.Entry(submission, "job", "77")
     assert entry.live_job(1, {"77_1": ...}) == "77_1"
     assert entry.live_job(0, {"77_1": ...}) is None
-    drain = Submission("ab12", "slurm", ((0, 1), (1, 3)), 2, drain=True, code="c", threads=1)
+    drain = Submission("ab12", Share("slurm", ((0, 1), (1, 3)), 2, drain=True, threads=1), "c", "/")
     assert ledger.Entry(drain, "job", "77").live_job(0, {"77_1": ...}) == "77_1"
     assert ledger.Entry(submission, "job", "77").live_job(0, None) is None
 

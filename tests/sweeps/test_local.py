@@ -181,3 +181,79 @@ def test_two_launches_at_once_submit_nothing_twice(shell, toy):
     done = Counter((r["run"], r["step"]) for r in records(shell))
     assert set(done.values()) == {1}
     assert len(done) == 9
+
+
+def test_a_launch_that_planned_while_another_one_ran_keeps_its_runs(shell, toy):
+    """The plan is read again under the lock: no index ever changes its meaning."""
+    slow = shell.start(
+        "launch", "-m", *toy, "check=toy.check_slowly", "paths.sweep=s", f"{LR}=3,4,5"
+    )
+    shell("launch", "-m", *toy, "paths.sweep=s", f"{LR}=1,2")
+    slow.communicate(timeout=120)
+    runs = shell.status("s")
+    assert [run["name"].split("-")[1] for run in runs] == ["1", "2", "3", "4", "5"]
+    assert {run["state"] for run in runs} == {"completed"}
+    assert len({r["run"] for r in records(shell)}) == 5
+
+
+def test_a_task_that_cannot_be_imported_takes_no_neighbour_along(shell, toy):
+    shell("launch", "-m", "paths.sweep=s", *toy[1:], "task=broken.run,toy.run", code=1)
+    states = {run["state"]: run["reason"] for run in shell.status("s")}
+    assert states == {"completed": None, "failed": "RuntimeError: no such library"}
+
+
+def test_a_moved_project_directory_is_launched_again(shell, toy, tmp_path):
+    shell.cwd = tmp_path / "before"
+    shell.cwd.mkdir()
+    shell("launch", "-m", *toy, "paths.sweep=s", f"{LR}=1,2")
+    shell.cwd = shell.cwd.rename(tmp_path / "after")
+    shell("launch", "-m", *toy, "paths.sweep=s", f"{LR}=1,2,3")
+    assert {run["state"] for run in shell.status("s")} == {"completed"}
+
+
+def test_a_worker_that_refuses_to_start_says_why_in_the_status(shell, toy):
+    shell("launch", "-m", *toy, "paths.sweep=s", f"{LR}=1")
+    from sweeps.ledger import Submission
+
+    home = shell.cwd / "multirun/s/.sweep"
+    name = next((home / "submissions").iterdir()).name
+    code = Submission.read(home, name).code
+    (home / "code" / code / "new.py").write_text("")
+    (home / "claims" / "0.1").unlink()
+    next((shell.cwd / "multirun/s").rglob("status.json")).unlink()
+    worker = shell.start(
+        "-m", "sweeps.worker", str(shell.cwd / "multirun/s"), name, "--element", "0"
+    )
+    worker.communicate()
+    # The project's own code is no frozen copy of that name, so verification fails.
+    (run,) = shell.status("s")
+    assert run["state"] == "lost"
+    assert "has changed since submission" in run["reason"]
+
+
+def test_what_cannot_change_a_result_is_taken_from_the_latest_launch(shell, toy):
+    shell("launch", "-m", *toy, "paths.sweep=s", "seed=903", "+logging.tag=1", code=1)
+    shell("launch", "-m", *toy, "paths.sweep=s", "seed=903", "+logging.tag=2", code=1)
+    record = json.loads(next((shell.cwd / "multirun").rglob("run.json")).read_text())
+    assert record["config"]["logging"]["tag"] == 2
+    assert len(record["attempts"]) == 2
+
+
+def test_completed_runs_stay_completed_when_their_claims_are_lost(shell, toy):
+    shell(*launch(toy))
+    before = records(shell)
+    for claim in (shell.cwd / "multirun/s/.sweep/claims").iterdir():
+        claim.unlink()
+    assert "3 completed; none to submit" in shell(*launch(toy)).stderr
+    assert records(shell) == before
+
+
+def test_the_environment_that_hydra_sets_for_jobs_is_set_for_runs(shell, toy):
+    shell("launch", "-m", *toy, "paths.sweep=s", "seed=1", "+hydra.job.env_set.TOY_STEP_S=0.4")
+    (run,) = shell.status("s")
+    assert run["ended_at"] - run["started_at"] > 1.0
+
+
+def test_a_plus_on_the_command_line_also_replaces_a_key_of_the_definition(shell, toy):
+    done = shell("launch", "sweep=quickstart", f"++{LR}=0.5", "dry_run=true")
+    assert "2 runs to submit" in done.stdout

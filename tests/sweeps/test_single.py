@@ -67,3 +67,11 @@ def test_dry_run_says_where_and_writes_nothing(shell, toy):
 def test_the_directory_that_hydra_run_dir_names_is_used(shell, toy):
     shell("launch", *toy, "hydra.run.dir=elsewhere")
     assert (shell.cwd / "elsewhere" / "run.json").exists()
+
+
+def test_a_directory_of_another_run_is_refused(shell, toy):
+    shell("launch", *toy, "hydra.run.dir=x")
+    before = (shell.cwd / "x" / "run.json").read_bytes()
+    done = shell("launch", *toy, "hydra.run.dir=x", "seed=7", code=2)
+    assert f"error: {shell.cwd}/x holds another run, " in done.stderr
+    assert (shell.cwd / "x" / "run.json").read_bytes() == before

@@ -29,6 +29,11 @@ def run(config: dict, run: Run) -> None:
     misbehave(config["seed"])
 
 
+def check_slowly(config: dict) -> None:
+    """A check that leaves time for another launch."""
+    time.sleep(1)
+
+
 def misbehave(seed: int) -> None:
     """End as the seed says."""
     if seed == 901:

@@ -294,3 +294,22 @@ def test_clipping_inside_the_kernel_changes_only_rounding(
     assert min(norms.values()) > 0.1
     trained(change(tiny, training__training_params__gradnorm=0.0), tmp_path / "c")
     assert curve(tmp_path / "c") != pytest.approx(apart, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")], ids=["ours", "users"]
+)
+def test_waiting_threads_soon_leave_their_core_to_others(
+    chosen: dict[str, str], spins: str
+) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "import trainer; trainer.preload()"],
+        env={"PATH": os.environ["PATH"], "OMP_DISPLAY_ENV": "VERBOSE", **chosen},
+        cwd=Path(trainer.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    if "GOMP_SPINCOUNT" not in shown:
+        pytest.skip("this torch does not run on GNU's OpenMP")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown
