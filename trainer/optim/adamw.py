@@ -66,7 +66,7 @@ class KernelAdamW(torch.optim.AdamW):
         """
         weights = (weight for group in self.param_groups for weight in group["params"])
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self._clip_factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
