@@ -56,7 +56,7 @@ def preload() -> None:
     # OpenMP threads wait spinning, for milliseconds, and take the core from the thread they wait
     # for when other processes want it too. libgomp reads the bound when it loads. Two threads on
     # two cores, thousand tokens/s by default | 1000 spins | passive: nano alone 37 | 36 | 32, nano
-    # beside four processes 2.2 | 16 | 17; gpt-tiny 9.7 | 10.4 | 9.8 and 1.7 | 2.8 | 3.8.
+    # at a load of four to five 2.2 | 16 | 17; gpt-tiny 9.7 | 10.4 | 9.8 and 1.7 | 2.8 | 3.8.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
