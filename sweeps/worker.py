@@ -124,8 +124,10 @@ class Worker:
             os._exit(code)
 
     def _threads(self) -> int | None:
-        allotted = os.environ.get("SLURM_CPUS_PER_TASK")
-        return int(allotted) if allotted else self.submission.share.threads
+        for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+            if os.environ.get(name):
+                return int(os.environ[name])
+        return self.submission.share.threads
 
     def _preload(self) -> None:
         """Import the task, and what its ``preload()`` imports, once for all forked runs."""
