@@ -33,7 +33,7 @@ class Shell:
         tokens = self.cwd.parent / f"{self.cwd.name}-tmp"
         tokens.mkdir(exist_ok=True)
         ours = {"PYTHONPATH": path, "TMPDIR": str(tokens), "COLUMNS": "200"}
-        return {**os.environ, **ours, **self.env}
+        return {**os.environ, **self.env, **ours}
 
     def command(self, *arguments: str) -> list[str]:
         first = (

@@ -114,10 +114,8 @@ def test_an_edit_of_the_code_while_jobs_run_from_it_is_refused_in_words(login, t
     code = next(login.cwd.glob("multirun/s/.sweep/code/*"))
     with (code / "rundir" / "run.py").open("a") as file:
         file.write("# edited\n")
-    log = login.cwd / "multirun/s/.sweep/submissions"
-    wait_until(login, lambda runs: runs[0]["state"] == "planned")
-    said = "".join(file.read_text() for file in log.glob("*/*_log.out"))
-    assert "has changed since submission" in said
+    (run,) = wait_until(login, lambda runs: runs[0]["state"] == "lost")
+    assert "has changed since submission" in run["reason"]
 
 
 def test_too_little_time_for_the_signal_is_refused_before_anything_happens(login, toy):
