@@ -3,7 +3,8 @@
 Triton is an optional extra; nothing here imports it before a kernel is launched.
 """
 
-from trainer.kernels.adamw import AdamWScalars, adamw_step
+from trainer.kernels.adamw import adamw_step
 from trainer.kernels.backend import Backend, choose_backend
+from trainer.kernels.operands import AdamWScalars
 
 __all__ = ["AdamWScalars", "Backend", "adamw_step", "choose_backend"]

@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101) over many tensors at once: the step's scalars, and the two backends.
+"""AdamW (arXiv 1711.05101) over many tensors at once: the torch step, and the choice of backend.
 
     m <- b1 m + (1 - b1) f g        v <- b2 v + (1 - b2) (f g)^2
     W <- (1 - lr wd) W - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
@@ -8,47 +8,13 @@ f is the factor that clips the gradient; folded in, it costs no pass over the gr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.kernels.backend import Backend
-
-
-class Slot(NamedTuple):
-    """One weight and what its step reads and writes; all of one shape."""
-
-    weight: Tensor
-    gradient: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
-@dataclass(frozen=True)
-class AdamWScalars:
-    """The numbers of one step; none of them is compiled in."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    step: int
-    """Counted from 1."""
-
-    @property
-    def step_size(self) -> float:
-        """Learning rate over the first moment's bias correction."""
-        return self.lr / (1 - self.beta1**self.step)
-
-    @property
-    def root_correction(self) -> float:
-        """Reciprocal root of the second moment's bias correction."""
-        return 1 / math.sqrt(1 - self.beta2**self.step)
+from trainer.kernels.operands import AdamWScalars, Slot
 
 
 def adamw_step(

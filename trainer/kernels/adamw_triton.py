@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.kernels.adamw import AdamWScalars, Slot
 from trainer.kernels.chunks import BLOCK, COLUMNS, chunk_table
+from trainer.kernels.operands import AdamWScalars, Slot
 
 _ones: dict[torch.device, Tensor] = {}
 """The clip factor of steps that do not clip."""

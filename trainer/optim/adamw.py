@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.kernels import AdamWScalars, Backend, adamw_step
-from trainer.kernels.adamw import Slot
+from trainer.kernels.operands import Slot
 
 
 class KernelAdamW(torch.optim.AdamW):

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.kernels import AdamWScalars, adamw_step
-from trainer.kernels.adamw import Slot
+from trainer.kernels.operands import Slot
 from trainer.optim import inverse
 from trainer.optim.groups import split_parameters
 from trainer.optim.moments import InputMoment

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from trainer.kernels import AdamWScalars, adamw_step
-from trainer.kernels.adamw import Slot
 from trainer.kernels.chunks import BLOCK, CHUNK
+from trainer.kernels.operands import Slot
 from trainer.optim.adamw import KernelAdamW
 
 HYPER: dict[str, Any] = {"lr": 3e-2, "betas": (0.9, 0.97), "eps": 1e-8, "weight_decay": 0.1}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer.kernels import AdamWScalars, adamw_step
-from trainer.kernels.adamw import Slot
+from trainer.kernels.operands import Slot
 from trainer.optim.adamw import KernelAdamW
 
 needs_triton = pytest.mark.skipif(
