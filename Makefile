@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-slurm test check slurm bench clean
+.PHONY: help setup demo demo-slurm test check slurm clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -57,9 +57,6 @@ check: .venv/.complete ## lint, format and strict types
 
 slurm: ## install SLURM for tests: by apt-get as root, else unpacked under .slurm
 	@tests/slurm/install.sh
-
-bench: .venv/.complete ## measure against the budgets
-	@for script in benchmarks/*.py; do printf '\n== %s\n' "$$script"; $(BIN)/python "$$script" || exit; done
 
 clean: ## remove .venv, caches and build products; never results
 	rm -rf .venv .slurm/root .slurm/log build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
