@@ -8,7 +8,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -125,7 +125,7 @@ def _attempt(run: Run) -> dict[str, Any]:
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Send what the task logs to train.log."""
-    handler = logging.FileHandler(path)
+    handler = _Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
@@ -136,7 +136,15 @@ def _log_to(path: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _Log(logging.FileHandler):
+    """A log file that a full disk keeps from growing, without a traceback for every record."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Let the record go."""
 
 
 @contextmanager

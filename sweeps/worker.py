@@ -111,17 +111,13 @@ class Worker:
             )
             status = execute(job, attempt, self._threads(), slurm_job=_slurm_element())
             code = status.exit_code or 0
-        except BaseException as error:  # noqa: BLE001 - the child must reach os._exit
-            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001 - the state of the run must be recorded
             state, reason, code = ending(error)
-            write_status(
-                directory,
-                Status(state, attempt, os.uname().nodename, reason=reason, exit_code=code),
-            )
+            end = Status(state, attempt, os.uname().nodename, reason=reason, exit_code=code)
+            write_status(directory, end)
+            traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            os._exit(code)  # whatever was raised: a child that returned would work on as a worker
 
     def _threads(self) -> int | None:
         for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):

@@ -257,3 +257,19 @@ def test_the_environment_that_hydra_sets_for_jobs_is_set_for_runs(shell, toy):
 def test_a_plus_on_the_command_line_also_replaces_a_key_of_the_definition(shell, toy):
     done = shell("launch", "sweep=quickstart", f"++{LR}=0.5", "dry_run=true")
     assert "2 runs to submit" in done.stdout
+
+
+def no_file_above_1_kb():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
+def test_what_cannot_be_written_is_said_in_words(shell, toy, sweep):
+    """A file-size limit stands for the full disk; the error is the same but for its number."""
+    launcher = shell.start("launch", *sweep, *toy, preexec_fn=no_file_above_1_kb)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert "Traceback" not in said
+    assert "File too large" in said.splitlines()[-1]
