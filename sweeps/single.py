@@ -76,15 +76,16 @@ def _next_attempt(job: Job) -> tuple[int | None, str]:
     held = (read_json(job.directory / RUN_FILE) or {}).get("signature", job.signature)
     if held != job.signature:
         raise UserError(f"{job.directory} holds another run, {held[:6]}; choose another directory")
-    last = claims.latest(job.directory, CLAIM)
-    state, reason = states.standing(last, read_status(job.directory), None)
-    if last is None:
-        return 1, "new run"
+    claim, status = claims.latest(job.directory, CLAIM), read_status(job.directory)
+    attempts = states.attempts_of(claim, status)
+    state, reason = states.standing(claim, status, None)
     if state in DONE:
         return None, f"already {state}"
-    if state is State.RUNNING:
-        return None, f"running already, as process {last.owner.pid} on {last.owner.host}"
-    return last.attempt + 1, f"resuming ({state}: {reason})"
+    if state is State.PLANNED:
+        return attempts + 1, "new run"
+    if claim is not None and state is State.RUNNING:
+        return None, f"running already, as process {claim.owner.pid} on {claim.owner.host}"
+    return attempts + 1, f"resuming ({state}: {reason})"
 
 
 def _varying(composed: Composed) -> dict[str, Any]:

@@ -52,6 +52,11 @@ def survey(plan: Plan, queue: Queue | None = None) -> list[RunState]:
     return [_with_ending(state, endings) for state in states]
 
 
+def attempts_of(claim: Claim | None, status: Status | None) -> int:
+    """Return how many attempts were made; the record tells of those whose claims were deleted."""
+    return max(claim.attempt if claim else 0, status.attempt if status else 0)
+
+
 def standing(
     claim: Claim | None, status: Status | None, queue: Queue | None
 ) -> tuple[State, str | None]:
@@ -122,7 +127,7 @@ def _state(
     queue: Queue | None,
 ) -> RunState:
     status = read_status(plan.directory(run))
-    attempts = max(claim.attempt if claim else 0, status.attempt if status else 0)
+    attempts = attempts_of(claim, status)
     if handed is not None and handed.attempt > attempts:
         waiting = handed.entry.live_job(handed.place, queue)
         if waiting is not None:

@@ -126,10 +126,12 @@ class Worker:
         return self.submission.share.threads
 
     def _preload(self) -> None:
-        """Import the task, and what its ``preload()`` imports, once for all forked runs."""
+        """Do once what every forked run needs: import the task, run its ``preload()``, find GPUs."""
         threads = str(self._threads() or len(os.sched_getaffinity(0)))
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = threads
+        provenance.packages()  # cached here for all runs: nvidia-smi may take a second
+        provenance.gpus()
         index, _ = self.submission.share.runs[0]
         try:
             task = self.plan.composed(self.plan.runs[index]).resolved["task"]

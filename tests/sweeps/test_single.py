@@ -75,3 +75,11 @@ def test_a_directory_of_another_run_is_refused(shell, toy):
     done = shell("launch", *toy, "hydra.run.dir=x", "seed=7", code=2)
     assert f"error: {shell.cwd}/x holds another run, " in done.stderr
     assert (shell.cwd / "x" / "run.json").read_bytes() == before
+
+
+def test_a_completed_run_stays_completed_when_its_claim_is_lost(shell, toy):
+    shell("launch", *toy)
+    (run_dir(shell) / ".claim.1").unlink()
+    before = (run_dir(shell) / "metrics.jsonl").read_bytes()
+    assert "already completed" in shell("launch", *toy).stderr
+    assert (run_dir(shell) / "metrics.jsonl").read_bytes() == before
