@@ -126,7 +126,7 @@ class Worker:
         return self.submission.share.threads
 
     def _preload(self) -> None:
-        """Do once what every forked run needs: import the task, run its ``preload()``, find GPUs."""
+        """Do once what every run needs: import the task, call its ``preload()``, find the GPUs."""
         threads = str(self._threads() or len(os.sched_getaffinity(0)))
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = threads
