@@ -59,8 +59,7 @@ def dry_run(
     plan: Plan,
     asked: Sequence[RunState],
     wanted: Sequence[RunState],
-    scripts: Sequence[tuple[Submission, str]],
-    cluster: Cluster,
+    scripts: Sequence[tuple[Cluster, Submission, str]],
 ) -> None:
     """Print every run with its directory, the scripts, and what they would ask of the cluster."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -73,27 +72,32 @@ def dry_run(
         fresh = "new" if state.state is State.PLANNED else str(state.state)
         table.add_row(str(run.index), *values, fresh, Text(str(plan.directory(run))))
     out.print(table)
-    for submission, script in scripts:
+    for _, submission, script in scripts:
         share = submission.share
         workers = count_of(share.elements, "worker")
         out.print(f"\n--- {share.backend}: {workers} ---", markup=False)
         out.print(script, markup=False, soft_wrap=True)
-    out.print(_cost(wanted, scripts, cluster), markup=False)
+    out.print(_cost(wanted, scripts), markup=False)
     err.print("dry run: nothing was submitted or written")
 
 
-def _cost(
-    wanted: Sequence[RunState], scripts: Sequence[tuple[Submission, str]], cluster: Cluster
-) -> str:
+def _cost(wanted: Sequence[RunState], scripts: Sequence[tuple[Cluster, Submission, str]]) -> str:
     """Return the most that the sweep may use: workers × their time limit."""
-    workers = sum(submission.share.elements for submission, _ in scripts)
+    workers = sum(submission.share.elements for _, submission, _ in scripts)
     text = f"{count_of(len(wanted), 'run')} to submit as {count_of(workers, 'worker')}"
-    if not cluster.timeout_min:
+    if not all(cluster.timeout_min for cluster, _, _ in scripts) or not scripts:
         return text
-    hours = workers * cluster.timeout_min / 60
-    amount, unit = (cluster.gpus, "GPU") if cluster.gpus else (cluster.cpus_per_task or 1, "CPU")
-    most = f"at most {hours * amount:g} {unit}-hours (time limit {cluster.timeout_min} min)"
-    return f"{text} in {count_of(len(scripts), 'array')}; {most}"
+    hours: dict[str, float] = {}
+    for cluster, submission, _ in scripts:
+        amount, unit = (
+            (cluster.gpus, "GPU") if cluster.gpus else (cluster.cpus_per_task or 1, "CPU")
+        )
+        each = submission.share.elements * cluster.timeout_min / 60
+        hours[unit] = hours.get(unit, 0) + each * amount
+    limits = sorted({cluster.timeout_min for cluster, _, _ in scripts})
+    most = " and ".join(f"{amount:g} {unit}-hours" for unit, amount in hours.items())
+    limit = ", ".join(str(minutes) for minutes in limits)
+    return f"{text} in {count_of(len(scripts), 'array')}; at most {most} (time limit {limit} min)"
 
 
 def watch(

@@ -62,6 +62,8 @@ class Candidate:
     overrides: tuple[str, ...]
     varying: dict[str, Any]
     base: PlanBase
+    cluster: dict[str, Any]
+    """The run's resolved ``cluster`` node: what its worker asks for."""
 
 
 @dataclass
@@ -132,7 +134,7 @@ class Plan:
     def _planned(self, candidate: Candidate, index: int) -> PlannedRun:
         if candidate.base not in self.bases:
             self.bases.append(candidate.base)
-        fields = {k: v for k, v in vars(candidate).items() if k != "base"}
+        fields = {k: v for k, v in vars(candidate).items() if k not in ("base", "cluster")}
         return PlannedRun(index=index, base=self.bases.index(candidate.base), **fields)
 
     def composed(self, run: PlannedRun) -> Composed:
@@ -215,7 +217,10 @@ def candidates(
             )
         name, directory = place(composed.resolved, varying, signed)
         base = PlanBase(composed.groups, *composer.base(composed.groups).yaml)
-        found[signed] = Candidate(signed, name, directory, composed.overrides, varying, base)
+        asked = composed.resolved.get("cluster") or {}
+        found[signed] = Candidate(
+            signed, name, directory, composed.overrides, varying, base, dict(asked)
+        )
     return list(found.values())
 
 

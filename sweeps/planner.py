@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from rundir import UserError, unknown
 from rundir.files import MULTIRUN
 from sweeps import definition, launchers, submission
-from sweeps.clusters import cluster
 from sweeps.composition import Composer
 from sweeps.definition import Point
 from sweeps.overrides import parse
@@ -55,7 +54,6 @@ class Planner(Sweeper):
             raise UserError(
                 "hydra/launcher is chosen by cluster=…; to use another one add hydra/sweeper=basic"
             )
-        asked = cluster(launcher.cluster_type, _node(self.config, "cluster"))
         points, fixed = self._expand(arguments)
         name = sweep_name(self.config)
         root = Path(str(OmegaConf.select(self.config, "paths.multirun") or MULTIRUN)) / name
@@ -66,9 +64,9 @@ class Planner(Sweeper):
         )
         found = candidates(composer, name, points, fixed)
         if OmegaConf.select(self.config, "dry_run"):
-            submission.show(Plan.read(root) or Plan(name, root), found, launcher, asked)
+            submission.show(Plan.read(root) or Plan(name, root), found, launcher)
             return
-        code = submission.launch(Plan(name, root), found, launcher, asked)
+        code = submission.launch(Plan(name, root), found, launcher)
         if code:
             sys.exit(code)
 

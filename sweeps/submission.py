@@ -7,15 +7,16 @@ even a submission made twice would run nothing twice.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from rundir import DONE, ClusterError, UserError
 from sweeps import display, ledger, local, provenance, scheduler, states
-from sweeps.clusters import Cluster
+from sweeps.clusters import Cluster, cluster
 from sweeps.freeze import freeze
 from sweeps.launchers import LocalLauncher, SlurmLauncher, job_name
 from sweeps.ledger import SLURM, Submission
@@ -25,9 +26,7 @@ from sweeps.states import RunState
 Launcher: TypeAlias = LocalLauncher | SlurmLauncher
 
 
-def launch(
-    plan: Plan, candidates: Sequence[Candidate], launcher: Launcher, cluster: Cluster
-) -> int:
+def launch(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> int:
     """Submit those of the candidates that are neither done nor in work; return the exit code.
 
     A local sweep is followed to its end; on SLURM this returns at once.
@@ -36,13 +35,14 @@ def launch(
         plan: an empty plan of the sweep; stands where there is none on disk yet.
         candidates: the runs asked for.
         launcher: hands submissions over.
-        cluster: what each worker asks for.
 
     Raises:
-        UserError: the directory can't be written or another launch is under way.
+        UserError: an impossible ``cluster`` node, a directory that can't be written, or another
+            launch under way.
         ClusterError: the scheduler refused; says what was and what was not submitted.
     """
     launcher.require()
+    clusters = _clusters(candidates, launcher)
     _require_writable(plan.root)
     with ledger.locked(plan.home, plan.sweep):
         plan = Plan.read(plan.root) or plan
@@ -55,7 +55,7 @@ def launch(
             runs = [state.run for state in wanted]
             plan.renew([run.index for run in runs], [chosen[run.signature] for run in runs])
             plan.write()
-            jobs = _hand_over(plan, wanted, launcher, cluster)
+            jobs = _hand_over(plan, _grouped(wanted, clusters), launcher)
     if launcher.is_detached:
         display.submitted(plan, len(wanted), jobs)
         return 0
@@ -64,15 +64,40 @@ def launch(
     return local.follow(plan, [state.run.index for state in asked])
 
 
-def show(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher, cluster: Cluster) -> None:
+def show(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> None:
     """Print what :func:`launch` would do: runs, directories, resources, scripts. Write nothing."""
     launcher.require()
+    clusters = _clusters(candidates, launcher)
     asked, wanted = _survey(plan, plan.admit(candidates))
     scripts = [
-        (submission, launcher.script(cluster, plan, submission))
-        for submission in _submissions(launcher, cluster, wanted, code="CODE_HASH")
+        (cluster, submission, launcher.script(cluster, plan, submission))
+        for cluster, submission in _submissions(
+            launcher, _grouped(wanted, clusters), code="CODE_HASH"
+        )
     ]
-    display.dry_run(plan, asked, wanted, scripts, cluster)
+    display.dry_run(plan, asked, wanted, scripts)
+
+
+def _clusters(candidates: Sequence[Candidate], launcher: Launcher) -> dict[str, Cluster]:
+    """Return what each run asks for, by signature; runs that ask for the same share one object."""
+    built: dict[str, Cluster] = {}
+    texts = {c.signature: json.dumps(c.cluster, sort_keys=True) for c in candidates}
+    for candidate in candidates:
+        text = texts[candidate.signature]
+        if text not in built:
+            built[text] = cluster(launcher.cluster_type, candidate.cluster)
+    return {signature: built[text] for signature, text in texts.items()}
+
+
+def _grouped(
+    wanted: Sequence[RunState], clusters: Mapping[str, Cluster]
+) -> list[tuple[Cluster, list[RunState]]]:
+    """Return the runs by what they ask for, in the order in which each is asked for first."""
+    groups: dict[int, tuple[Cluster, list[RunState]]] = {}
+    for state in wanted:
+        asked = clusters[state.run.signature]
+        groups.setdefault(id(asked), (asked, []))[1].append(state)
+    return list(groups.values())
 
 
 def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[RunState]]:
@@ -83,31 +108,34 @@ def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[Ru
 
 
 def _submissions(
-    launcher: Launcher, cluster: Cluster, wanted: Sequence[RunState], code: str
-) -> list[Submission]:
-    runs = [(state.run.index, state.attempts + 1) for state in wanted]
-    shares = launcher.divide(cluster, runs) if runs else []
+    launcher: Launcher, groups: Sequence[tuple[Cluster, list[RunState]]], code: str
+) -> list[tuple[Cluster, Submission]]:
     git = provenance.git_state()
-    return [Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git) for share in shares]
+    return [
+        (asked, Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git))
+        for asked, runs in groups
+        for share in launcher.divide(asked, [(s.run.index, s.attempts + 1) for s in runs])
+    ]
 
 
 def _hand_over(
-    plan: Plan, wanted: Sequence[RunState], launcher: Launcher, cluster: Cluster
+    plan: Plan, groups: Sequence[tuple[Cluster, list[RunState]]], launcher: Launcher
 ) -> list[str]:
     """Submit the wanted runs; return the scheduler's job ids."""
     code = freeze(plan.home)
+    total = sum(len(runs) for _, runs in groups)
     jobs: list[str] = []
     done = 0
-    for submission in _submissions(launcher, cluster, wanted, code):
+    for asked, submission in _submissions(launcher, groups, code):
         submission.write(plan.home)
         ledger.record(plan.home, "intent", submission.id)
         try:
-            answer = launcher.submit(cluster, plan, submission)
+            answer = launcher.submit(asked, plan, submission)
         except ClusterError as error:
             if not isinstance(error, scheduler.Unanswered):
                 ledger.record(plan.home, "refused", submission.id, reason=str(error))
             raise ClusterError(
-                f"{error}; {done} of {len(wanted)} runs were submitted"
+                f"{error}; {done} of {total} runs were submitted"
                 + (f" as job {', '.join(jobs)}" if jobs else "")
                 + "; launch again to submit the rest"
             ) from None
