@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-slurm test check slurm clean
+.PHONY: help setup demo demo-slurm test check bench slurm clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -54,6 +54,13 @@ check: .venv/.complete ## lint, format and strict types
 	@$(BIN)/ruff format --check
 	$(heading) 'mypy'
 	@$(BIN)/mypy
+
+bench: .venv/.complete slurm ## measure against the budgets, beside the peers (minutes)
+	@failed=; for script in benchmarks/*.py; do \
+	  grep -q '^def main' "$$script" || continue; \
+	  printf '\n== %s\n' "$$script"; \
+	  PYTHONPATH=. $(BIN)/python "$$script" || failed="$$failed $$script"; \
+	done; [ -z "$$failed" ] || { echo "missed a budget or failed:$$failed" >&2; exit 1; }
 
 slurm: ## install SLURM for tests: by apt-get as root, else unpacked under .slurm
 	@tests/slurm/install.sh
