@@ -11,8 +11,11 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from hydra.utils import get_class
 
 from rundir import DONE, ClusterError, UserError
 from sweeps import display, ledger, local, provenance, scheduler, states
@@ -23,7 +26,18 @@ from sweeps.ledger import SLURM, Submission
 from sweeps.plan import Candidate, Plan
 from sweeps.states import RunState
 
-Launcher: TypeAlias = LocalLauncher | SlurmLauncher
+Launcher: TypeAlias = LocalLauncher | SlurmLauncher | type[LocalLauncher] | type[SlurmLauncher]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What runs ask for, and of whom."""
+
+    launcher: Launcher
+    cluster: Cluster
+
+
+_Groups: TypeAlias = Sequence[tuple[_Request, list[RunState]]]
 
 
 def launch(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> int:
@@ -42,11 +56,10 @@ def launch(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> i
         ClusterError: the scheduler refused; says what was and what was not submitted.
     """
     launcher.require()
-    clusters = _clusters(candidates, launcher)
+    requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
     _require_writable(plan.root)
     with ledger.locked(plan.home, plan.sweep):
-        plan = Plan.read(plan.root) or plan
-        _settle_intents(plan)
+        plan = _settled(plan)
         asked, wanted = _survey(plan, plan.admit(candidates))
         display.announce(plan, asked, wanted)
         jobs: list[str] = []
@@ -55,48 +68,95 @@ def launch(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> i
             runs = [state.run for state in wanted]
             plan.renew([run.index for run in runs], [chosen[run.signature] for run in runs])
             plan.write()
-            jobs = _hand_over(plan, _grouped(wanted, clusters), launcher)
-    if launcher.is_detached:
-        display.submitted(plan, len(wanted), jobs)
-        return 0
-    if not wanted and all(state.state in DONE for state in asked):
-        return 0
-    return local.follow(plan, [state.run.index for state in asked])
+            jobs = _hand_over(plan, _grouped(wanted, requests))
+    return _released(plan, asked, wanted, jobs, [launcher])
+
+
+def again(plan: Plan, indices: Sequence[int], *, exclude_nodes: Sequence[str] = ()) -> int:
+    """Submit planned runs once more, each to the cluster it was planned for; return the exit code.
+
+    Runs that are done, waiting or in work by now are left alone.
+
+    Args:
+        plan: the sweep.
+        indices: its runs to submit.
+        exclude_nodes: SLURM nodes to avoid, besides those of ``cluster.exclude``.
+
+    Raises:
+        UserError: another launch is under way, or a run does not compose to what was planned.
+        ClusterError: the scheduler refused; says what was and what was not submitted.
+    """
+    with ledger.locked(plan.home, plan.sweep):
+        plan = _settled(plan)
+        asked, wanted = _survey(plan, indices)
+        requests = _requests(
+            {state.run.signature: _planned(plan, state, exclude_nodes) for state in wanted}
+        )
+        launchers = list({request.launcher: None for request in requests.values()})
+        for launcher in launchers:
+            launcher.require()
+        display.announce(plan, asked, wanted)
+        jobs = _hand_over(plan, _grouped(wanted, requests)) if wanted else []
+    return _released(plan, asked, wanted, jobs, launchers)
 
 
 def show(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> None:
     """Print what :func:`launch` would do: runs, directories, resources, scripts. Write nothing."""
     launcher.require()
-    clusters = _clusters(candidates, launcher)
+    requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
     asked, wanted = _survey(plan, plan.admit(candidates))
     scripts = [
-        (cluster, submission, launcher.script(cluster, plan, submission))
-        for cluster, submission in _submissions(
-            launcher, _grouped(wanted, clusters), code="CODE_HASH"
-        )
+        (request.cluster, submission, launcher.script(request.cluster, plan, submission))
+        for request, submission in _submissions(_grouped(wanted, requests), code="CODE_HASH")
     ]
     display.dry_run(plan, asked, wanted, scripts)
 
 
-def _clusters(candidates: Sequence[Candidate], launcher: Launcher) -> dict[str, Cluster]:
+def _settled(plan: Plan) -> Plan:
+    """Return the plan as it is on disk, after asking SLURM for what became of its intents.
+
+    An intent is without an answer where the launcher died before it could note the job's id.
+    """
+    plan = Plan.read(plan.root) or plan
+    for entry in ledger.entries(plan.home):
+        if entry.answer is None and entry.submission.share.backend == SLURM:
+            job = scheduler.find_submission(job_name(plan.sweep, entry.submission.id))
+            if job is None:
+                ledger.record(plan.home, "void", entry.submission.id)
+            else:
+                ledger.record(plan.home, "job", entry.submission.id, job=job)
+    return plan
+
+
+def _requests(asked: Mapping[str, tuple[Launcher, dict[str, Any]]]) -> dict[str, _Request]:
     """Return what each run asks for, by signature; runs that ask for the same share one object."""
-    built: dict[str, Cluster] = {}
-    texts = {c.signature: json.dumps(c.cluster, sort_keys=True) for c in candidates}
-    for candidate in candidates:
-        text = texts[candidate.signature]
-        if text not in built:
-            built[text] = cluster(launcher.cluster_type, candidate.cluster)
-    return {signature: built[text] for signature, text in texts.items()}
+    built: dict[tuple[Launcher, str], _Request] = {}
+    texts = {name: (to, json.dumps(node, sort_keys=True)) for name, (to, node) in asked.items()}
+    for name, (launcher, node) in asked.items():
+        if texts[name] not in built:
+            built[texts[name]] = _Request(launcher, cluster(launcher.cluster_type, node))
+    return {name: built[text] for name, text in texts.items()}
 
 
-def _grouped(
-    wanted: Sequence[RunState], clusters: Mapping[str, Cluster]
-) -> list[tuple[Cluster, list[RunState]]]:
+def _planned(
+    plan: Plan, state: RunState, exclude_nodes: Sequence[str]
+) -> tuple[Launcher, dict[str, Any]]:
+    """Return the launcher and the ``cluster`` node that a run was planned with."""
+    composed = plan.composed(state.run)
+    launcher: Launcher = get_class(str(composed.hydra.launcher._target_))
+    node = dict(composed.resolved.get("cluster") or {})
+    if exclude_nodes and launcher.is_detached:
+        given = [str(node["exclude"])] if node.get("exclude") else []
+        node["exclude"] = ",".join([*given, *exclude_nodes])
+    return launcher, node
+
+
+def _grouped(wanted: Sequence[RunState], requests: Mapping[str, _Request]) -> _Groups:
     """Return the runs by what they ask for, in the order in which each is asked for first."""
-    groups: dict[int, tuple[Cluster, list[RunState]]] = {}
+    groups: dict[int, tuple[_Request, list[RunState]]] = {}
     for state in wanted:
-        asked = clusters[state.run.signature]
-        groups.setdefault(id(asked), (asked, []))[1].append(state)
+        request = requests[state.run.signature]
+        groups.setdefault(id(request), (request, []))[1].append(state)
     return list(groups.values())
 
 
@@ -107,30 +167,28 @@ def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[Ru
     return asked, [state for state in asked if state.is_wanted]
 
 
-def _submissions(
-    launcher: Launcher, groups: Sequence[tuple[Cluster, list[RunState]]], code: str
-) -> list[tuple[Cluster, Submission]]:
+def _submissions(groups: _Groups, code: str) -> list[tuple[_Request, Submission]]:
     git = provenance.git_state()
     return [
-        (asked, Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git))
-        for asked, runs in groups
-        for share in launcher.divide(asked, [(s.run.index, s.attempts + 1) for s in runs])
+        (request, Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git))
+        for request, runs in groups
+        for share in request.launcher.divide(
+            request.cluster, [(s.run.index, s.attempts + 1) for s in runs]
+        )
     ]
 
 
-def _hand_over(
-    plan: Plan, groups: Sequence[tuple[Cluster, list[RunState]]], launcher: Launcher
-) -> list[str]:
+def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
     """Submit the wanted runs; return the scheduler's job ids."""
     code = freeze(plan.home)
     total = sum(len(runs) for _, runs in groups)
     jobs: list[str] = []
     done = 0
-    for asked, submission in _submissions(launcher, groups, code):
+    for request, submission in _submissions(groups, code):
         submission.write(plan.home)
         ledger.record(plan.home, "intent", submission.id)
         try:
-            answer = launcher.submit(asked, plan, submission)
+            answer = request.launcher.submit(request.cluster, plan, submission)
         except ClusterError as error:
             if not isinstance(error, scheduler.Unanswered):
                 ledger.record(plan.home, "refused", submission.id, reason=str(error))
@@ -145,15 +203,21 @@ def _hand_over(
     return jobs
 
 
-def _settle_intents(plan: Plan) -> None:
-    """Ask SLURM for submissions whose launcher died before it could note the job's id."""
-    for entry in ledger.entries(plan.home):
-        if entry.answer is None and entry.submission.share.backend == SLURM:
-            job = scheduler.find_submission(job_name(plan.sweep, entry.submission.id))
-            if job is None:
-                ledger.record(plan.home, "void", entry.submission.id)
-            else:
-                ledger.record(plan.home, "job", entry.submission.id, job=job)
+def _released(
+    plan: Plan,
+    asked: Sequence[RunState],
+    wanted: Sequence[RunState],
+    jobs: Sequence[str],
+    launchers: Sequence[Launcher],
+) -> int:
+    """Say what was submitted; follow what runs on this machine. Return the exit code."""
+    if any(launcher.is_detached for launcher in launchers):
+        display.submitted(plan, len(wanted), jobs)
+    if all(launcher.is_detached for launcher in launchers):
+        return 0
+    if not wanted and all(state.state in DONE for state in asked):
+        return 0
+    return local.follow(plan, [state.run.index for state in asked])
 
 
 def _require_writable(root: Path) -> None:
