@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from rundir import UserError
@@ -52,6 +54,32 @@ def check(resolved: Mapping[str, Any]) -> None:
     if resolved.get("check") is not None:
         load(resolved["check"], "check")(task_config(resolved))
     _check_exists(resolved.get("task"))
+
+
+def origin(dotted: str) -> tuple[Path, str] | None:
+    """Return the directory that a task's top-level package or module lies in, and its name.
+
+    None for what is installed: its version is on record, its files stay as they are. Imports
+    nothing.
+    """
+    package, *rest = dotted.split(".")[:-1] or [""]
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations is None:
+        folders = [Path(spec.origin)] if spec.has_location and spec.origin else []
+    else:
+        folders = [Path(folder) for folder in spec.submodule_search_locations]
+    if rest:  # a namespace package may lie in several directories
+        holding = [f for f in folders if (f / rest[0]).is_dir() or (f / f"{rest[0]}.py").is_file()]
+        folders = holding or folders
+    place = folders[0].parent.resolve() if folders else None
+    return None if place is None or _is_installed(place) else (place, package)
+
+
+def _is_installed(place: Path) -> bool:
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    return not {"site-packages", "dist-packages"}.isdisjoint(place.parts) or place == library
 
 
 @lru_cache

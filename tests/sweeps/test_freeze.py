@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from rundir import OptsweepError
-from sweeps.freeze import freeze, verify
+from sweeps.freeze import freeze, task_places, verify
 
 
 @pytest.fixture
@@ -67,3 +67,48 @@ def test_a_damaged_copy_is_put_aside_and_made_anew(project, tmp_path):
     (tmp_path / "home" / "code" / name / "tracked.py").write_text("damage")
     assert freeze(tmp_path / "home", project) == name
     verify(tmp_path / "home" / "code" / name)
+
+
+def test_a_task_outside_the_project_is_frozen_with_what_lies_beside_it(
+    project, tmp_path, monkeypatch
+):
+    place = tmp_path / "mine"
+    (place / "my_package").mkdir(parents=True)
+    (place / "my_package" / "task.py").write_text("from beside_it import x\n")
+    (place / "beside_it.py").write_text("x = 1\n")
+    (place / "multirun").mkdir()
+    (place / "data.csv").write_text("1,2\n")
+    monkeypatch.syspath_prepend(place)
+    home = place / "multirun" / "s" / ".sweep"
+    frozen = home / "code" / freeze(home, project, ["my_package.task.run", "tracked.run"])
+    assert sorted(p.name for p in (frozen / ".tasks" / "0").rglob("*.py")) == [
+        "beside_it.py",
+        "task.py",
+    ]
+    assert not list(frozen.rglob("data.csv"))
+    assert task_places(frozen) == [str(frozen / ".tasks" / "0")]
+    verify(frozen)
+    (frozen / ".tasks" / "0" / "beside_it.py").write_text("x = 2\n")
+    with pytest.raises(OptsweepError, match="has changed since submission"):
+        verify(frozen)
+
+
+def test_of_a_task_in_a_git_tree_of_its_own_that_tree_is_frozen_without_results(
+    project, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(project)
+    (project / "results" / "s").mkdir(parents=True)
+    (project / "results" / "s" / "metrics.jsonl").write_text("result\n")
+    home = project / "results" / "s" / ".sweep"
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    frozen = home / "code" / freeze(home, plain, ["untracked.run"])
+    copied = {str(p.relative_to(frozen)) for p in frozen.rglob("*") if not p.is_dir()}
+    assert copied == {
+        f".tasks/0/{name}" for name in (".gitignore", "link.py", "tracked.py", "untracked.py")
+    }
+
+
+def test_an_installed_task_is_not_frozen(project, tmp_path):
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, ["yaml.safe_load"])
+    assert task_places(frozen) == []
