@@ -10,6 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from rundir.errors import IllegalValue, UserError, require, unknown
@@ -32,20 +33,17 @@ def from_mapping(cls: type[T], values: object, where: str) -> T:
     """
     if not isinstance(values, Mapping):
         raise IllegalValue(where, values, f"a mapping with keys {', '.join(_names(cls))}")
-    names = _names(cls)
+    kind: type[Any] = cls
+    hints = _hints(kind)
     for key in values:
-        if key not in names:
-            raise unknown("key", str(key), names, where)
-    hints = typing.get_type_hints(cls)
+        if key not in hints:
+            raise unknown("key", str(key), _names(kind), where)
     built = {
         k: _convert(v, hints[k], f"{where}.{k}" if where else str(k)) for k, v in values.items()
     }
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        absent = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if absent and field.name not in built:
-            raise UserError(f"{where}.{field.name} is missing; it has no default")
+    for name in _needed(kind):
+        if name not in built:
+            raise UserError(f"{where}.{name} is missing; it has no default")
     try:
         return cls(**built)
     except IllegalValue as error:
@@ -57,7 +55,27 @@ def _names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
+@lru_cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the type of each field. Python evaluates the annotations anew each time: 0.5 ms."""
+    hints = typing.get_type_hints(cls)
+    return {name: hints[name] for name in _names(cls)}
+
+
+@lru_cache
+def _needed(cls: type) -> list[str]:
+    """Return the fields without a default."""
+    missing = dataclasses.MISSING
+    return [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is missing and field.default_factory is missing
+    ]
+
+
 def _convert(value: object, hint: Any, name: str) -> Any:
+    if hint in _SCALARS:
+        return _convert_scalar(value, hint, name)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in {typing.Union, types.UnionType}:
         return _convert_union(value, arguments, name)
