@@ -36,4 +36,5 @@ def launch() -> int:
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # tasks of the user's own lie where they launch
     sys.exit(exit_code_of(launch))

@@ -64,6 +64,8 @@ class Candidate:
     base: PlanBase
     cluster: dict[str, Any]
     """The run's resolved ``cluster`` node: what its worker asks for."""
+    task: str
+    """Dotted name of the function that the run calls."""
 
 
 @dataclass
@@ -76,6 +78,10 @@ class Plan:
     runs: list[PlannedRun] = field(default_factory=list)
     bases: list[PlanBase] = field(default_factory=list)
     created_at: float = field(default_factory=time.time)
+    tasks: list[str] = field(default_factory=list)
+    """Dotted names of the functions that its runs call."""
+    rerun_of: str | None = None
+    """Directory of the run that the only run of this sweep repeats."""
 
     @property
     def home(self) -> Path:
@@ -132,9 +138,11 @@ class Plan:
             self.runs[index] = replace(self.runs[index], overrides=new.overrides, base=new.base)
 
     def _planned(self, candidate: Candidate, index: int) -> PlannedRun:
+        if candidate.task not in self.tasks:
+            self.tasks.append(candidate.task)
         if candidate.base not in self.bases:
             self.bases.append(candidate.base)
-        fields = {k: v for k, v in vars(candidate).items() if k not in ("base", "cluster")}
+        fields = {k: v for k, v in vars(candidate).items() if k not in ("base", "cluster", "task")}
         return PlannedRun(index=index, base=self.bases.index(candidate.base), **fields)
 
     def composed(self, run: PlannedRun) -> Composed:
@@ -162,6 +170,7 @@ class Plan:
         """Replace plan.json atomically."""
         self.home.mkdir(parents=True, exist_ok=True)
         record = {"version": SCHEMA_VERSION, "sweep": self.sweep, "created_at": self.created_at}
+        record |= {"tasks": self.tasks, "rerun_of": self.rerun_of}
         record |= {"bases": [asdict(base) for base in self.bases]}
         write_json(self.home / PLAN_FILE, {**record, "runs": [asdict(run) for run in self.runs]})
 
@@ -186,7 +195,8 @@ class Plan:
             PlannedRun(**{**raw, "overrides": tuple(raw["overrides"])}) for raw in record["runs"]
         ]
         bases = [PlanBase(tuple(b["groups"]), b["config"], b["hydra"]) for b in record["bases"]]
-        return cls(record["sweep"], root, runs, bases, record["created_at"])
+        more = {key: record[key] for key in ("created_at", "tasks", "rerun_of") if key in record}
+        return cls(record["sweep"], root, runs, bases, **more)
 
 
 def candidates(
@@ -219,7 +229,14 @@ def candidates(
         base = PlanBase(composed.groups, *composer.base(composed.groups).yaml)
         asked = composed.resolved.get("cluster") or {}
         found[signed] = Candidate(
-            signed, name, directory, composed.overrides, varying, base, dict(asked)
+            signed,
+            name,
+            directory,
+            composed.overrides,
+            varying,
+            base,
+            dict(asked),
+            str(composed.resolved["task"]),
         )
     return list(found.values())
 

@@ -180,7 +180,7 @@ def _submissions(groups: _Groups, code: str) -> list[tuple[_Request, Submission]
 
 def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
     """Submit the wanted runs; return the scheduler's job ids."""
-    code = freeze(plan.home)
+    code = freeze(plan.home, names=plan.tasks)
     total = sum(len(runs) for _, runs in groups)
     jobs: list[str] = []
     done = 0

@@ -106,6 +106,7 @@ class Worker:
                 run.signature,
                 sweep=self.plan.sweep,
                 index=run.index,
+                rerun_of=self.plan.rerun_of,
                 code=self.submission.code,
                 git=self.submission.git,
             )
@@ -190,6 +191,7 @@ def main() -> int:
         element = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     try:
         freeze.verify(provenance.PROJECT_ROOT)
+        sys.path[1:1] = freeze.task_places(provenance.PROJECT_ROOT)
         os.chdir(submission.cwd)
     except (OptsweepError, OSError) as error:
         submission.record_failure(plan.home, element, str(error))
