@@ -71,7 +71,8 @@ class Training:
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         norm = self._clip(params.gradnorm or float("inf"))
-        self.optimizer.step()
+        # A tensor: some steps depend on the loss, and none has to wait for it.
+        self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
         self.optimizer.zero_grad()
         return Update(loss, norm, lr)
 

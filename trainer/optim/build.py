@@ -11,6 +11,7 @@ from torch import nn
 from trainer.optim import params as p
 from trainer.optim.dap import build_dap
 from trainer.optim.euclidean import build_adam, build_momentum, build_nadam, build_sgd
+from trainer.optim.momo import build_momo, build_momo_adam
 from trainer.optim.noneuclidean import build_spectral
 
 _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
@@ -20,6 +21,8 @@ _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.
     p.NAdamParams: build_nadam,
     p.ScionParams: build_spectral,
     p.MuonParams: build_spectral,
+    p.MomoParams: build_momo,
+    p.MomoAdamParams: build_momo_adam,
     p.DapParams: build_dap,
     p.DapAcceleratedParams: build_dap,
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer.kernels import choose_backend
 from trainer.optim.adamw import KernelAdamW
+from trainer.optim.groups import trainable
 from trainer.optim.params import AdamParams, MomentumParams, NAdamParams, SgdParams
 
 _FUSED_ON = ("cpu", "cuda")
@@ -18,7 +19,7 @@ _FUSED_ON = ("cpu", "cuda")
 
 def build_sgd(model: nn.Module, params: SgdParams) -> torch.optim.Optimizer:
     """Build sgd."""
-    weights = _trainable(model)
+    weights = trainable(model)
     return torch.optim.SGD(
         weights, lr=params.lr, weight_decay=params.weight_decay, fused=_fused(weights)
     )
@@ -26,7 +27,7 @@ def build_sgd(model: nn.Module, params: SgdParams) -> torch.optim.Optimizer:
 
 def build_momentum(model: nn.Module, params: MomentumParams) -> torch.optim.Optimizer:
     """Build sgd-m or sgd-nesterov; 4 bytes of state per fp32 weight."""
-    weights = _trainable(model)
+    weights = trainable(model)
     dampening = params.momentum if params.dampening == "momentum" else params.dampening
     return torch.optim.SGD(
         weights,
@@ -45,7 +46,7 @@ def build_adam(model: nn.Module, params: AdamParams) -> torch.optim.Optimizer:
     Raises:
         UserError: the Triton backend is asked for and cannot work.
     """
-    weights = _trainable(model)
+    weights = trainable(model)
     if params.name == "adam":
         return torch.optim.Adam(
             weights,
@@ -77,7 +78,7 @@ def build_adam(model: nn.Module, params: AdamParams) -> torch.optim.Optimizer:
 def build_nadam(model: nn.Module, params: NAdamParams) -> torch.optim.Optimizer:
     """Build nadam or nadamw; 8 bytes of state per fp32 weight."""
     return torch.optim.NAdam(
-        _trainable(model),
+        trainable(model),
         lr=params.lr,
         betas=params.betas,
         eps=params.eps,
@@ -85,10 +86,6 @@ def build_nadam(model: nn.Module, params: NAdamParams) -> torch.optim.Optimizer:
         momentum_decay=params.momentum_decay,
         decoupled_weight_decay=params.name == "nadamw",
     )
-
-
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _fused(weights: list[nn.Parameter]) -> bool | None:

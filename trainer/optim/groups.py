@@ -47,6 +47,11 @@ class Split:
         return "\n".join("  ".join(line) for line in lines)
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that take part in training, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def split_parameters(model: nn.Module, *, of_linear_layers: bool = False) -> Split:
     """Divide the trainable parameters into matrices and the rest, and log the table.
 

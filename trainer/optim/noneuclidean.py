@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.optim.averages import averaged
 from trainer.optim.groups import split_parameters
 from trainer.optim.params import MuonParams, ScionParams
 from trainer.optim.polar import Method, polar_factor
@@ -46,7 +47,7 @@ class SpectralDescent(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        means = self._average("momentum_buffer", weights, gradients, group["momentum"])
+        means = averaged(self.state, "momentum_buffer", weights, gradients, group["momentum"])
         if group["norm"] == "spectral":
             directions = polar_factors(
                 means, group["polar"], group["ns_steps"], group["gptopt_compat"]
@@ -55,24 +56,13 @@ class SpectralDescent(torch.optim.Optimizer):
             directions = list(torch._foreach_sign(means))
         else:
             squares = list(torch._foreach_mul(gradients, gradients))
-            squares = self._average("exp_avg_sq", weights, squares, group["beta2"])
+            squares = averaged(self.state, "exp_avg_sq", weights, squares, group["beta2"])
             roots = torch._foreach_sqrt(squares)
             torch._foreach_add_(roots, group["eps"])
             directions = list(torch._foreach_div(means, roots))
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, directions, alpha=-group["lr"] * group["scale"])
-
-    def _average(
-        self, key: str, weights: Sequence[Tensor], values: list[Tensor], decay: float
-    ) -> list[Tensor]:
-        """Advance the exponential averages kept under ``key``; they start at their first values."""
-        for weight, value in zip(weights, values, strict=True):
-            if key not in self.state[weight]:
-                self.state[weight][key] = torch.empty_like(weight).copy_(value)
-        averages = [self.state[weight][key] for weight in weights]
-        torch._foreach_lerp_(averages, values, 1 - decay)
-        return averages
 
 
 def polar_factors(

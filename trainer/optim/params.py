@@ -30,8 +30,9 @@ class OptimizerParams:
     lr: float = 1e-3
     """Learning rate before the schedule's factor; at least 0."""
     weight_decay: float = 0.0
-    """Decoupled: a step multiplies the weights by 1 - lr * weight_decay (sgd, adam and nadam add
-    weight_decay * W to the gradient instead); at least 0."""
+    """Decoupled: a step multiplies the weights by 1 - lr * weight_decay, the momo family divides
+    by 1 + lr * weight_decay (sgd, adam and nadam add weight_decay * W to the gradient instead); at
+    least 0."""
     lr_schedule: str = "constant-linear"
     """A name that :func:`trainer.optim.lr_factor` lists."""
     warm_up_fraction: float = 0.4
@@ -177,6 +178,60 @@ class MuonParams(ScionParams):
 
 
 @dataclass(frozen=True)
+class TruncatedParams(OptimizerParams):
+    """A step that ends where a model of the loss reaches a bound; ``lr`` is its greatest length."""
+
+    lb: float = 0.0
+    """A lower bound of the loss, in nats per token. A name in -star starts there, estimates the
+    lowest loss in reach, and never goes below."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(math.isfinite(self.lb), "lb", self.lb, "a finite number")
+
+    @property
+    def online(self) -> bool:
+        """Whether the lowest loss is estimated."""
+        return self.name.endswith("-star")
+
+
+@dataclass(frozen=True)
+class MomoParams(TruncatedParams):
+    """Gradient descent with momentum and truncated steps (arXiv 2305.07583)."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("momo", "momo-star")
+
+    beta: float = 0.9
+    """Decay of the averages of gradient and loss; in [0, 1)."""
+    bias_correction: bool = False
+    """Start the averages at zero, and correct for it, instead of at their first values."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fractions(self, "beta")
+
+
+@dataclass(frozen=True)
+class MomoAdamParams(TruncatedParams):
+    """Adam with truncated steps (arXiv 2305.07583)."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("momo-adam", "momo-adam-star")
+
+    betas: tuple[float, float] = (0.95, 0.95)
+    """Decay of the averages of gradient and loss, and of the gradient's square; each in [0, 1)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment; at least 0."""
+    divide: bool = True
+    """Weight decay divides by 1 + lr * weight_decay after the step; false multiplies by
+    1 - lr * weight_decay before it, as adamw does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fractions(self, "betas")
+        _not_negative(self, "eps")
+
+
+@dataclass(frozen=True)
 class DapParams(OptimizerParams):
     """Right-preconditioning by the inverse second moment of each linear layer's input.
 
@@ -278,6 +333,8 @@ REGISTRY: dict[str, type[OptimizerParams]] = {
         NAdamParams,
         ScionParams,
         MuonParams,
+        MomoParams,
+        MomoAdamParams,
         DapParams,
         DapAcceleratedParams,
     )

@@ -187,3 +187,63 @@ class Dap:
             add = None if p.accelerated is True else p.accelerated
             return n @ chebyshev(c, add, p.rcond, p.ns_pinv_steps)
         return n @ np.linalg.inv(c + p.accelerated * np.eye(len(c)))
+
+
+class Momo:
+    """momo, momo-adam and their stars; every weight has a gradient in every step."""
+
+    def __init__(self, name: str, p: Any) -> None:
+        self.p, self.adam, self.star = p, "adam" in name, name.endswith("star")
+        self.zero = self.adam or p.bias_correction
+        self.t, self.f_star = 0, p.lb
+        self.f: float | None = None
+        self.gamma: float | None = None
+        self.d: dict[str, Array] = {}
+        self.v: dict[str, Array] = {}
+        self.cases: set[str] = set()
+
+    def step(
+        self, x: dict[str, Array], g: dict[str, Array], loss: float, lr: float
+    ) -> tuple[float, float]:
+        """Return tau and the estimate of f*."""
+        p, lam = self.p, self.p.weight_decay
+        beta = p.betas[0] if self.adam else p.beta
+        self.t += 1
+        gx = sum(float((g[k] * x[k]).sum()) for k in g)
+        if self.t == 1:
+            self.f, self.gamma = (0.0, 0.0) if self.zero else (loss, gx)
+        assert self.f is not None
+        assert self.gamma is not None
+        self.f = beta * self.f + (1 - beta) * loss
+        self.gamma = beta * self.gamma + (1 - beta) * gx
+        scale: dict[str, Any] = {}
+        for k, gk in g.items():
+            self.d[k] = beta * self.d.get(k, 0 * gk if self.zero else gk) + (1 - beta) * gk
+            scale[k] = 1.0
+            if self.adam:
+                b2 = p.betas[1]
+                self.v[k] = b2 * self.v.get(k, 0 * gk) + (1 - b2) * gk**2
+                scale[k] = np.sqrt(self.v[k] / (1 - b2**self.t)) + p.eps
+        rho = 1 - beta**self.t if self.zero else 1.0
+        dx = sum(float((self.d[k] * x[k]).sum()) for k in g)
+        norm = sum(float((self.d[k] ** 2 / scale[k]).sum()) for k in g)
+        if self.star:
+            cap = (1 + lr * lam) * self.f + dx - (1 + lr * lam) * self.gamma
+            if cap < (1 + lr * lam) * rho * self.f_star:
+                self.f_star = max(cap / (2 * (1 + lr * lam) * rho), p.lb)
+                self.cases.add("reset")
+        above = (1 + lr * lam) * (self.f - rho * self.f_star) + dx - (1 + lr * lam) * self.gamma
+        t_star = max(above, 0.0) / norm
+        tau = min(lr / rho, t_star)
+        self.cases.add("zero" if tau == 0 else "full" if tau < t_star else "truncated")
+        if self.star:
+            h = self.f + dx - self.gamma
+            self.f_star = max((h - 0.5 * tau * norm) / rho, p.lb)
+            self.cases.add("at lb" if self.f_star == p.lb else "above lb")
+        for k in g:
+            move = tau * self.d[k] / scale[k]
+            if self.adam and not p.divide:
+                x[k] = (1 - lr * lam) * x[k] - move
+            else:
+                x[k] = (x[k] - move) / (1 + lr * lam)
+        return tau, self.f_star

@@ -32,7 +32,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor("constant-linear", step, 30, 0.4)
-        optimizer.step()
+        optimizer.step(lambda loss=loss: loss)
         losses.append(loss.item())
     return losses
 
@@ -74,7 +74,7 @@ def test_a_weight_without_gradient_stays_and_has_no_state(net: Any, name: str) -
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_without_any_gradient_changes_nothing(net: Any, name: str) -> None:
     before = copy.deepcopy(net.state_dict())
-    configured(net, name, weight_decay=0.5).step()
+    configured(net, name, weight_decay=0.5).step(lambda: 1.0)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
@@ -85,7 +85,7 @@ def test_a_non_finite_gradient_reaches_its_weight_so_that_it_cannot_go_unnoticed
     optimizer = configured(net, name)
     net(torch.zeros(4, 9, dtype=torch.long)).sum().backward()
     net.up.weight.grad[0, 0] = float("nan")
-    optimizer.step()
+    optimizer.step(lambda: 1.0)
     assert not net.up.weight.isfinite().all() or name == "scion"
 
 
