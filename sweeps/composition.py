@@ -113,6 +113,8 @@ def split(whole: DictConfig) -> Base:
     config = copy.deepcopy(whole)
     with flag_override(config, ["struct", "readonly"], [False, False]):
         config.pop("hydra")
+        if config.get("sweep") is not None:
+            config.sweep = None  # a run is no sweep; it would be copied and resolved with every run
     OmegaConf.set_struct(config, value=True)
     return Base(config, hydra_of(whole))
 
