@@ -64,6 +64,10 @@ def run_name(varying: Mapping[str, object], signed: str, *, title: str | None = 
 
 
 def varying_keys(points: Sequence[Mapping[str, object]]) -> list[str]:
-    """Return the keys whose value differs between points, in order of first appearance."""
-    keys = list(dict.fromkeys(key for point in points for key in point))
+    """Return the signed keys whose value differs between points, in order of first appearance."""
+    keys = [
+        key
+        for key in dict.fromkeys(key for point in points for key in point)
+        if re.split(r"[./@]", key.lstrip("+~"))[0] not in UNSIGNED_KEYS
+    ]
     return [key for key in keys if len({repr(point.get(key)) for point in points}) > 1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rundir import UserError, unknown
 from rundir.files import MULTIRUN
-from sweeps import definition, launchers, submission
-from sweeps.composition import Composer
+from sweeps import definition, launchers, stages, submission
+from sweeps.composition import Composer, explained
 from sweeps.definition import Point
+from sweeps.identity import MAX_NAME_BYTES
 from sweeps.overrides import parse
 from sweeps.plan import Plan, candidates
 
@@ -54,34 +57,61 @@ class Planner(Sweeper):
             raise UserError(
                 "hydra/launcher is chosen by cluster=…; to use another one add hydra/sweeper=basic"
             )
-        points, fixed = self._expand(arguments)
         name = sweep_name(self.config)
         root = Path(str(OmegaConf.select(self.config, "paths.multirun") or MULTIRUN)) / name
+        is_dry = bool(OmegaConf.select(self.config, "dry_run"))
+        try:
+            best = self._first_stage(name, root.parent)
+        except stages.Unfinished as error:
+            if not is_dry:
+                raise
+            stages.show(error, self._expand(arguments, stages.placeholder)[0])
+            return
+        points, fixed = self._expand(arguments, best)
         composer = Composer(
             self.hydra_context.config_loader,
             str(self.config.hydra.job.config_name),
             list(self.config.hydra.overrides.hydra),
         )
         found = candidates(composer, name, points, fixed)
-        if OmegaConf.select(self.config, "dry_run"):
+        if is_dry:
             submission.show(Plan.read(root) or Plan(name, root), found, launcher)
             return
         code = submission.launch(Plan(name, root), found, launcher)
         if code:
             sys.exit(code)
 
-    def _expand(self, arguments: Sequence[str]) -> tuple[list[Point], list[str]]:
+    def _first_stage(self, name: str, multirun: Path) -> stages.Best:
+        """Return what ``${best:…}`` stands for.
+
+        Raises:
+            UserError: the sweep named by ``after`` does not exist, failed, or is not over.
+        """
+        after = stages.After.read(OmegaConf.select(self.config, "sweep.after"))
+        if after is None:
+            return stages.no_first_stage
+        folders = [folder / "sweep" for folder in _config_folders(self.config)]
+        stages.require_no_circle(after, [name, _chosen(self.config)], folders)
+        return stages.FirstStage.find(after, name, multirun, folders).best
+
+    def _expand(self, arguments: Sequence[str], best: stages.Best) -> tuple[list[Point], list[str]]:
         """Return the points to run and the overrides that all of them share.
 
         A key given on the command line replaces what the definition says about it.
         """
         given = self._parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        typed = {key.lstrip("+~") for key in given}
-        fixed = [o.input_line for o in given.values() if not o.is_sweep_override()]
+        typed = {definition.bare(key) for key in given}
+        # Those of the sweep node have made the definition what it is; no run has one.
+        ours = {key: o for key, o in given.items() if not definition.bare(key).startswith("sweep.")}
+        fixed = [o.input_line for o in ours.values() if not o.is_sweep_override()]
         axes = [_axis(key, o) for key, o in given.items() if o.is_sweep_override()]
-        node = _node(self.config, "sweep")
-        defined = definition.points(node) if node else [{}]
-        kept = [{k: v for k, v in point.items() if k not in typed} for point in defined]
+        with stages.resolving(best):
+            node = _node(self.config, "sweep")
+        folders = [Path(), *(folder / "sweep" for folder in _config_folders(self.config))]
+        defined = definition.points(node, folders=folders) if node else [{}]
+        kept = [
+            {k: v for k, v in point.items() if definition.bare(k) not in typed} for point in defined
+        ]
         if kept != defined:
             kept = list({repr(point): point for point in kept}.values())
         points = [
@@ -101,6 +131,8 @@ class Planner(Sweeper):
 
 
 def _axis(key: str, override: Override) -> list[Point]:
+    if definition.bare(key).startswith("sweep."):
+        raise UserError(f"{override.input_line}: a sweep is one sweep; launch each by itself")
     if not override.is_discrete_sweep():
         raise UserError(
             f"{override.input_line}: an interval needs a sampler; list the values, "
@@ -109,22 +141,52 @@ def _axis(key: str, override: Override) -> list[Point]:
     return [{key: parse(f"{key}={text}").value()} for text in override.sweep_string_iterator()]
 
 
+_NAME = re.compile(r"\w[\w.+=-]*")
+"""It goes into paths, into sbatch's %-patterns and into squeue's comma-separated lists."""
+
+
 def sweep_name(config: DictConfig) -> str:
     """Return the sweep's name: its definition's, ``paths.sweep``, or the time of the launch."""
-    chosen = OmegaConf.select(config, "hydra.runtime.choices.sweep")
-    given = OmegaConf.select(config, "sweep.name") or OmegaConf.select(config, "paths.sweep")
-    name = str(given or chosen or time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if "/" in name or name.startswith(".") or not name.isprintable():
-        raise UserError(f"sweep name {name!r} must be a plain directory name")
+    node = OmegaConf.select(config, "sweep")
+    given = node.get("name") if isinstance(node, DictConfig) else None
+    given = given or OmegaConf.select(config, "paths.sweep") or _chosen(config)
+    name = str(given or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(
+            f"sweep name {name[:200]!r} must be a plain directory name of at most "
+            f"{MAX_NAME_BYTES} bytes: letters, digits and . _ + = -"
+        )
     return name
 
 
+def _chosen(config: DictConfig) -> str | None:
+    chosen = OmegaConf.select(config, "hydra.runtime.choices.sweep")
+    return None if chosen is None else str(chosen)
+
+
+def _config_folders(config: DictConfig) -> list[Path]:
+    """Return the folders that configs come from, the primary one first."""
+    sources = OmegaConf.select(config, "hydra.runtime.config_sources") or ()
+    return [Path(str(source.path)) for source in sources if source.schema == "file"]
+
+
 def _node(config: DictConfig, key: str) -> dict[str, Any]:
-    node = OmegaConf.select(config, key)
-    plain = OmegaConf.to_container(node, resolve=True) if node is not None else {}
-    if not isinstance(plain, dict):
+    try:
+        node = OmegaConf.select(config, key)
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except OmegaConfBaseException as error:
+        raise next(
+            (e for e in _causes(error) if isinstance(e, UserError)), explained(error)
+        ) from None
+    if plain is not None and not isinstance(plain, dict):
         raise UserError(f"{key} = {plain!r}; must be a mapping")
-    return {str(k): v for k, v in plain.items()}
+    return {str(k): v for k, v in (plain or {}).items()}
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 _ELSEWHERE = {

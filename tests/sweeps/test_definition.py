@@ -50,8 +50,8 @@ def test_exclude_beside_blocks_sees_what_the_blocks_set():
         (
             {"gird": {}},
             (
-                "unknown key gird in sweep; must be one of: blocks, exclude, grid, name, runs, "
-                "seeds, zip; did you mean grid?"
+                "unknown key gird in sweep; must be one of: after, blocks, cluster, exclude, grid, "
+                "name, params_file, runs, sample, seeds, zip; did you mean grid?"
             ),
         ),
         ({"grid": {"lr": []}}, "sweep.grid.lr = []; must be a non-empty list of values"),

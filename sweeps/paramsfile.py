@@ -1,0 +1,107 @@
+"""A grid in a JSON file, ``{name: [values], …}``: the ``params_file`` of a block.
+
+    params_file: lr.json
+    params_file: {path: lr.json, keys: {lr: optimizer.optimizer_params.lr}}
+
+A name is a config key, unless ``keys`` says which one it stands for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rundir import UserError, unknown
+
+_KEYS = ("keys", "path")
+
+
+def read(given: object, where: str, folders: Sequence[Path]) -> dict[str, list[Any]] | None:
+    """Return the grid in the file that ``given`` names; None where none is named.
+
+    Args:
+        given: the path, or a mapping of ``path`` and ``keys``.
+        where: how to call it in messages.
+        folders: where to look, in this order.
+
+    Raises:
+        UserError: no such file, or what is wrong in which line of it.
+    """
+    if given is None:
+        return None
+    path, keys = _parts(given, where)
+    file = next((folder / path for folder in folders if (folder / path).is_file()), None)
+    if file is None:
+        looked = ", ".join(str(folder.absolute()) for folder in dict.fromkeys(folders)) or "nowhere"
+        raise UserError(f"{where} = {path!r}; there is no such file in {looked}")
+    text = _text(file)
+    grid = _grid(text, file)
+    for name in keys:
+        if name not in grid:
+            raise unknown("name", name, grid, f"{where}.keys")
+    named = {keys.get(name, name): values for name, values in grid.items()}
+    if len(named) < len(grid):
+        raise UserError(f"{where}.keys gives one config key to two names of {file}")
+    return named
+
+
+def _parts(given: object, where: str) -> tuple[str, Mapping[str, str]]:
+    whole = given if isinstance(given, Mapping) else {"path": given}
+    for key in whole:
+        if key not in _KEYS:
+            raise unknown("key", str(key), _KEYS, where)
+    path, keys = whole.get("path"), whole.get("keys") or {}
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise UserError(f"{where} = {path!r}; must be the path of a JSON file")
+    if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys.values()):
+        raise UserError(f"{where}.keys = {keys!r}; must be a mapping {{name in the file: key}}")
+    return path, {str(name): str(key) for name, key in keys.items()}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}: not UTF-8") from None
+    except OSError as error:
+        raise UserError(f"can't read {file}: {error.strerror}") from None
+
+
+def _grid(text: str, file: Path) -> dict[str, list[Any]]:
+    """Parse ``{name: [values]}``; a scalar is a list of one."""
+    grid = _json(text, file)
+    if not isinstance(grid, dict) or not grid:
+        raise _error('must be {"name": [values], …} with at least one name', file, text, 0)
+    for name, values in grid.items():
+        if values == [] or isinstance(values, dict):
+            must = f"{name} = {values!r}; must be a non-empty list of values"
+            raise _error(must, file, text, max(0, text.find(json.dumps(name))))
+    return {name: v if isinstance(v, list) else [v] for name, v in grid.items()}
+
+
+def _json(text: str, file: Path) -> object:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, count in Counter(name for name, _ in pairs).items():
+            if count > 1:
+                place = text.rfind(json.dumps(name))
+                raise _error(f"{name} is there twice", file, text, place)
+        return dict(pairs)
+
+    def constant(name: str) -> NoReturn:
+        raise _error(f"{name} is no JSON value", file, text, text.index(name))
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        raise _error(error.msg, file, text, error.pos) from None
+    except RecursionError:
+        raise _error("nested too deeply", file, text, 0) from None
+
+
+def _error(reason: str, file: Path, text: str, place: int) -> UserError:
+    line = 1 + text[:place].count("\n")
+    return UserError(f"{file}, line {line}: {reason}")
