@@ -37,6 +37,8 @@ def claim(directory: Path, name: str, attempt: int, owner: Owner) -> bool:
         owner: recorded in the claim.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    if (directory / f"{name}.{attempt}").exists():  # a hundredth of the cost of losing the race
+        return False
     with NamedTemporaryFile("w", dir=directory, prefix=".", suffix=".new") as file:
         json.dump(asdict(owner), file)
         file.flush()
@@ -51,16 +53,21 @@ def claim(directory: Path, name: str, attempt: int, owner: Owner) -> bool:
 
 def latest(directory: Path, name: str) -> Claim | None:
     """Return the claim of the highest attempt; None if the run was never claimed."""
-    attempts = [k for found, k in _listed(directory) if found == name]
-    return _read(directory, name, max(attempts)) if attempts else None
+    made = [k for found, k in _listed(directory) if found == name]
+    return read(directory, name, max(made)) if made else None
 
 
-def all_latest(directory: Path) -> dict[str, Claim]:
-    """Return the latest claim of every run, by name, from one listing of the directory."""
+def attempts(directory: Path) -> dict[str, int]:
+    """Return how often every run was claimed, by name, from one listing of the directory."""
     highest: dict[str, int] = {}
     for name, attempt in _listed(directory):
         highest[name] = max(attempt, highest.get(name, 0))
-    return {name: _read(directory, name, attempt) for name, attempt in highest.items()}
+    return highest
+
+
+def all_latest(directory: Path) -> dict[str, Claim]:
+    """Return the latest claim of every run, by name."""
+    return {name: read(directory, name, k) for name, k in attempts(directory).items()}
 
 
 def _listed(directory: Path) -> Iterator[tuple[str, int]]:
@@ -74,7 +81,12 @@ def _listed(directory: Path) -> Iterator[tuple[str, int]]:
             yield match[1], int(match[2])
 
 
-def _read(directory: Path, name: str, attempt: int) -> Claim:
+def read(directory: Path, name: str, attempt: int) -> Claim:
+    """Return one claim.
+
+    Raises:
+        OptsweepError: it is damaged.
+    """
     record = read_json(directory / f"{name}.{attempt}")
     if record is None:
         raise OptsweepError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Optional, cast, get_type_hints
 
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
@@ -17,8 +17,11 @@ from omegaconf.errors import ValidationError
 
 from rundir import IllegalValue, require, unknown
 from sweeps.cores import visible_gpus
+from sweeps.rules import BY_DEFAULT, Rules
 
-_OURS = ("workers",)
+_PACKING = ("workers", "runs_per_gpu", "runs_per_node")
+_RULES = ("max_requeues", "requeue_on", "max_failures", "fail_fast")
+_OURS = (*_PACKING, *_RULES)
 """Fields that submitit does not know."""
 
 FIXED = ("submitit_folder", "name", "_target_")
@@ -42,15 +45,29 @@ class LocalCluster(LocalQueueConf):  # type: ignore[misc]
     stderr_to_stdout: bool = True
     workers: Optional[int] = None  # noqa: UP045
     """Runs at once; null: as many as cores / cpus_per_task, or GPUs. Never more than that."""
+    runs_per_gpu: Optional[int] = None  # noqa: UP045
+    """Runs side by side on each GPU of a worker, which drains the sweep; null: one run a worker."""
+    runs_per_node: Optional[int] = None  # noqa: UP045
+    """Runs side by side in a worker that has no GPU; they share its CPUs."""
+    max_requeues: int = 3
+    """Times that one run is begun again within its submission."""
+    requeue_on: list[str] = field(default_factory=lambda: [str(state) for state in BY_DEFAULT])
+    """Ends after which it is; also failed, out_of_memory and lost."""
+    max_failures: Optional[int] = None  # noqa: UP045
+    """Failed runs after which a launch begins no more; null: no limit."""
+    fail_fast: bool = False
+    """The same as ``max_failures: 1``."""
 
     def __post_init__(self) -> None:
         """Check what only applies to one machine."""
         _require_one_process(self)
-        _require_positive(self, "workers", "cpus_per_task")
+        _require_positive(self, "cpus_per_task", *_PACKING)
+        rules_of(self)
         where = "cluster.gpus_per_node"
         require(self.gpus_per_node in {None, 0, 1}, where, self.gpus_per_node, "null, 0 or 1 here")
         if self.gpus_per_node and not visible_gpus():
             raise IllegalValue(where, self.gpus_per_node, "null or 0: this machine has no GPU")
+        _require_packing(self)
 
     @property
     def gpus(self) -> int:
@@ -66,11 +83,25 @@ class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
     stderr_to_stdout: bool = True
     workers: Optional[int] = None  # noqa: UP045
     """Array elements that drain the sweep together; null: one element a run."""
+    runs_per_gpu: Optional[int] = None  # noqa: UP045
+    """Runs side by side on each GPU of a worker, which drains the sweep; null: one run a worker."""
+    runs_per_node: Optional[int] = None  # noqa: UP045
+    """Runs side by side in a worker that has no GPU; they share its CPUs."""
+    max_requeues: int = 3
+    """Times that one run is begun again within its submission."""
+    requeue_on: list[str] = field(default_factory=lambda: [str(state) for state in BY_DEFAULT])
+    """Ends after which it is; also failed, out_of_memory and lost."""
+    max_failures: Optional[int] = None  # noqa: UP045
+    """Failed runs after which a launch begins no more; null: no limit."""
+    fail_fast: bool = False
+    """The same as ``max_failures: 1``."""
 
     def __post_init__(self) -> None:
         """Check what sbatch would only punish later."""
         _require_one_process(self)
-        _require_positive(self, "workers", "array_parallelism", "timeout_min")
+        _require_positive(self, "array_parallelism", "timeout_min", *_PACKING)
+        _require_packing(self)
+        rules_of(self)
         require(
             self.max_num_timeout == 0,
             "cluster.max_num_timeout",
@@ -127,6 +158,26 @@ def _require_positive(built: Cluster, *names: str) -> None:
     for name in names:
         value = getattr(built, name)
         require(value is None or value >= 1, f"cluster.{name}", value, "null or at least 1")
+
+
+def rules_of(built: Cluster) -> Rules:
+    """Return the cluster's rules of retry and requeue.
+
+    Raises:
+        UserError: they can't work.
+    """
+    return Rules.of(
+        built.max_requeues, built.requeue_on, built.max_failures, fail_fast=built.fail_fast
+    )
+
+
+def _require_packing(built: Cluster) -> None:
+    if built.runs_per_gpu is not None:
+        must = "null: no GPU is asked for; cluster.runs_per_node packs runs on CPUs"
+        require(built.gpus > 0, "cluster.runs_per_gpu", built.runs_per_gpu, must)
+    if built.runs_per_node is not None:
+        must = "null where there are GPUs; cluster.runs_per_gpu packs runs on them"
+        require(built.gpus == 0, "cluster.runs_per_node", built.runs_per_node, must)
 
 
 def _require_one_process(built: Cluster) -> None:

@@ -24,7 +24,7 @@ from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQu
 from rundir import ClusterError
 from sweeps import cores, freeze, owners, scheduler
 from sweeps.arrays import SBATCH_S, array_executor
-from sweeps.clusters import LocalCluster, SlurmCluster, submitit_parameters
+from sweeps.clusters import Cluster, LocalCluster, SlurmCluster, rules_of, submitit_parameters
 from sweeps.ledger import LOCAL, SLURM, Share, Submission
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ _NO_ANSWER = re.compile("(?i)unable to contact|timed out|zero bytes|communicatio
 
 _NO_LIMIT_MIN = 60 * 24 * 3650
 """Stands for no limit where submitit wants a number of minutes."""
+
+
+LOCAL_SIGNAL_S = 30
+"""Seconds before its time limit at which a local worker's runs are told to stop."""
 
 
 class _Waiting:
@@ -73,11 +77,15 @@ class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
     @staticmethod
     def divide(cluster: LocalCluster, runs: Runs) -> list[Share]:
         """Give all runs to as many workers as fit on the machine."""
-        threads = min(cluster.cpus_per_task or 1, len(cores.core_names()))
+        free = len(cores.core_names())
+        threads = min(cluster.cpus_per_task or 1, free)
+        slots = min(cluster.runs_per_gpu or cluster.runs_per_node or 1, free // threads)
         gpus = cores.visible_gpus() if cluster.gpus else ()
-        slots = len(gpus) or len(cores.core_names()) // threads
-        elements = max(1, min(len(runs), slots, cluster.workers or slots))
-        return [Share(LOCAL, tuple(runs), elements, drain=True, threads=threads, gpus=gpus)]
+        most = len(gpus) or (1 if cluster.runs_per_node else free // threads)
+        elements = min(-(-len(runs) // slots), most, cluster.workers or most)
+        settings = _settings(cluster) | {"threads": threads, "gpus": gpus, "slots": slots}
+        settings["signal_delay_s"] = LOCAL_SIGNAL_S
+        return [Share(LOCAL, tuple(runs), elements, drain=True, **settings)]
 
     @staticmethod
     def submit(cluster: LocalCluster, plan: Plan, submission: Submission) -> dict[str, Any]:
@@ -87,6 +95,7 @@ class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
         executor = submitit.LocalExecutor(folder=submission.folder(plan.home))
         executor.update_parameters(
             timeout_min=cluster.timeout_min or _NO_LIMIT_MIN,
+            signal_delay_s=LOCAL_SIGNAL_S,
             stderr_to_stdout=cluster.stderr_to_stdout,
         )
         started = []
@@ -118,13 +127,16 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
     @staticmethod
     def divide(cluster: SlurmCluster, runs: Runs) -> list[Share]:
         """Cut the runs into arrays no longer than the cluster's MaxArraySize."""
-        threads = cluster.cpus_per_task
-        if cluster.workers is not None:
-            elements = min(cluster.workers, len(runs))
-            return [Share(SLURM, tuple(runs), elements, drain=True, threads=threads)]
+        settings = _settings(cluster) | {"signal_delay_s": cluster.signal_delay_s}
+        settings["threads"] = cluster.cpus_per_task
+        each = (cluster.runs_per_gpu or 0) * cluster.gpus or cluster.runs_per_node or 1
+        if cluster.workers is not None or each > 1:
+            most = -(-len(runs) // each)
+            elements = min(cluster.workers or most, most)
+            return [Share(SLURM, tuple(runs), elements, drain=True, slots=each, **settings)]
         size = scheduler.max_array_size()
         parts = [tuple(runs[i : i + size]) for i in range(0, len(runs), size)]
-        return [Share(SLURM, part, len(part), drain=False, threads=threads) for part in parts]
+        return [Share(SLURM, part, len(part), drain=False, **settings) for part in parts]
 
     @classmethod
     def submit(cls, cluster: SlurmCluster, plan: Plan, submission: Submission) -> dict[str, Any]:
@@ -161,8 +173,21 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
         executor = array_executor(submission.folder(plan.home))
         parameters = executor._convert_parameters(submitit_parameters(cluster))
         executor.update_parameters(**parameters, job_name=job_name(plan.sweep, submission.id))
+        # Said aloud, it does not depend on the site's JobRequeue.
+        again = "requeue" if submission.share.rules.requeues else "no-requeue"
+        more = executor.parameters.get("additional_parameters") or {}
+        executor.parameters["additional_parameters"] = {again: True, **more}
         executor.parameters["map_count"] = submission.elements
         return executor
+
+
+def _settings(cluster: Cluster) -> dict[str, Any]:
+    """Return what a share takes over from its cluster as it is."""
+    return {
+        "runs_per_gpu": cluster.runs_per_gpu,
+        "timeout_min": cluster.timeout_min,
+        "rules": rules_of(cluster),
+    }
 
 
 def job_name(sweep: str, submission: str) -> str:

@@ -16,17 +16,20 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from rundir import UserError, files, read_json, write_json
 from sweeps.owners import Owner
+from sweeps.rules import Rules
 
 LEDGER_FILE = "ledger.jsonl"
 LOCK_FILE = "lock"
 SUBMISSIONS_DIR = "submissions"
 SUBMISSION_FILE = "submission.json"
+CANCELLED_FILE = "cancelled"
 
 SLURM, LOCAL = "slurm", "local"
 
@@ -35,6 +38,17 @@ TAKEN = "job"
 
 LOCAL_WORKERS = "local workers"
 """Stands for the job of a run that waits for workers on a machine without a scheduler."""
+
+
+class Note(Enum):
+    """What a worker leaves word of in its submission's folder."""
+
+    FAILED = "failed"
+    """It ended before it could claim anything."""
+    UNSTARTED = "unstarted"
+    """It handed runs back that it had not begun."""
+    REQUEUED = "requeued"
+    """It has asked SLURM to begin it again."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,15 @@ class Share:
     """CPU threads per run; None lets SLURM's allocation decide."""
     gpus: tuple[str, ...] = ()
     """Local only: the devices that the workers share out."""
+    slots: int = 1
+    """Runs that one worker has side by side."""
+    runs_per_gpu: int | None = None
+    """How many of them use one GPU; None: every run sees all that its worker has."""
+    timeout_min: float = 0
+    """Time limit of a worker; 0: none."""
+    signal_delay_s: float = 0
+    """Seconds before the limit at which the runs are told to stop."""
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,9 @@ class Submission:
     cwd: str
     """Where it was launched; its runs see relative paths from here."""
     git: dict[str, Any] | None = None
+    launch: str = ""
+    """What the submissions of one launch have in common; the failures of all of them are counted
+    together."""
 
     @property
     def elements(self) -> int:
@@ -82,16 +108,37 @@ class Submission:
         self.folder(home).mkdir(parents=True)
         write_json(self.folder(home) / SUBMISSION_FILE, asdict(self))
 
-    def record_failure(self, home: Path, element: int, reason: str) -> None:
-        """Say why a worker ended before it could claim anything."""
-        write_json(self.folder(home) / f"failed-{element}.json", {"reason": reason})
+    def note(self, home: Path, kind: Note, element: int, reason: str) -> None:
+        """Leave word of what became of a worker."""
+        write_json(self.folder(home) / f"{kind.value}-{element}.json", {"reason": reason})
+
+    def retract(self, home: Path, kind: Note, element: int) -> None:
+        """Take a note back."""
+        (self.folder(home) / f"{kind.value}-{element}.json").unlink(missing_ok=True)
+
+    def notes(self, home: Path) -> dict[tuple[Note, int], str]:
+        """Return what the workers noted, by kind and element, from one listing of the folder."""
+        found = {}
+        for path in sorted(self.folder(home).glob("*-*.json")):
+            kind, _, element = path.stem.rpartition("-")
+            if kind in {note.value for note in Note}:
+                found[Note(kind), int(element)] = str((read_json(path) or {}).get("reason"))
+        return found
 
     def failure(self, home: Path, place: int) -> str | None:
         """Return why a worker of the run at ``place`` ended before any claim; None if none did."""
-        element = "*" if self.share.drain else str(place)
-        for path in sorted(self.folder(home).glob(f"failed-{element}.json")):
-            return str((read_json(path) or {}).get("reason"))
+        for (kind, element), reason in self.notes(home).items():
+            if kind is Note.FAILED and (self.share.drain or element == place):
+                return reason
         return None
+
+    def cancel(self, home: Path) -> None:
+        """Note that the user has cancelled it: none of its elements requeues itself any more."""
+        (self.folder(home) / CANCELLED_FILE).touch()
+
+    def is_cancelled(self, home: Path) -> bool:
+        """Say whether the user has cancelled it."""
+        return (self.folder(home) / CANCELLED_FILE).exists()
 
     @classmethod
     def read(cls, home: Path, name: str) -> Submission | None:
@@ -101,7 +148,8 @@ class Submission:
             return None
         share = record["share"]
         runs = tuple((index, attempt) for index, attempt in share["runs"])
-        shared = Share(**{**share, "runs": runs, "gpus": tuple(share["gpus"])})
+        rules = Rules.from_record(share["rules"]) if "rules" in share else Rules()
+        shared = Share(**{**share, "runs": runs, "gpus": tuple(share["gpus"]), "rules": rules})
         return cls(**{**record, "share": shared})
 
 

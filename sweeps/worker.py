@@ -3,38 +3,35 @@
     python -m sweeps.worker SWEEP_DIR SUBMISSION [--element I]
 
 It verifies the frozen code it runs from, imports the task once, and forks a process for each run,
-so that a run that crashes takes nobody along.
+so that a run that crashes takes nobody along. Asked to stop, it passes that on to its runs, waits
+for their checkpoints, and has SLURM begin it again.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-from rundir import (
-    ENDED,
-    OptsweepError,
-    Status,
-    UserError,
-    ending,
-    exit_code_of,
-    read_status,
-)
+from rundir import ENDED, OptsweepError, State, Status, UserError, ending, exit_code_of, read_status
 from rundir.files import LOG_FILE, write_status
-from sweeps import claims, cores, freeze, provenance
+from sweeps import cores, freeze, provenance, requeue, warmup
+from sweeps.backlog import Backlog
+from sweeps.deadline import Deadline
 from sweeps.execution import STOP_SIGNALS, Job, end_of_killed, execute
-from sweeps.ledger import LOCAL, Share, Submission
+from sweeps.failures import FAILURES, Failures
+from sweeps.ledger import LOCAL, Note, Share, Submission
 from sweeps.owners import myself
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import Plan
+from sweeps.slots import Attempt, Slots
 
 
 class Worker:
@@ -43,56 +40,107 @@ class Worker:
     def __init__(self, plan: Plan, submission: Submission, element: int) -> None:
         self.plan = plan
         self.submission = submission
+        self.share = submission.share
         self.element = element
         self.stopped: str | None = None
         """Name of the signal that asked this worker to stop."""
-        self._child: int | None = None
+        self.began = 0
+        """Runs that it has begun."""
+        self._slots = Slots(self.share.slots, self.share.runs_per_gpu)
+        self._deadline = Deadline.of(self.share)
+        self._backlog = Backlog(plan, submission, element, myself(requeue.this_element()))
+        self._failures = Failures(plan.home, submission.launch or submission.id, self.share.rules)
+        self._interrupted: list[Attempt] = []
 
     def work(self) -> int:
-        """Carry out runs until none is left; return how many failed."""
+        """Carry out runs until none is left; return how many attempts ended badly."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
-        self._preload()
-        failed = 0
-        owner = myself(_slurm_element())
-        for index, attempt in self._share():
+        self.submission.retract(self.plan.home, Note.REQUEUED, self.element)
+        warmup.warm_up(self.plan, self.share)
+        bad = 0
+        self._fill()
+        while not self._slots.is_empty:
+            attempt, wait_status = self._slots.wait()
+            bad += wait_status != 0
+            self._settle(attempt, wait_status)
+            self._fill()
+        halt = self._refusal()
+        if halt is not None:
+            self._leave(halt)
+        return bad
+
+    def _fill(self) -> None:
+        """Begin runs until every slot has one, none is left, or none may be begun."""
+        while not self._slots.is_full and self._refusal() is None:
             # Blocked from the claim to the fork, a stop signal waits until there is a run to tell.
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-            if not self._is_stopped() and claims.claim(
-                self.plan.claims, str(index), attempt, owner
-            ):
-                failed += self._carry_out(self.plan.runs[index], attempt) != 0
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        return failed
+            with _signals_blocked():
+                is_stopped = self.stopped or signal.sigpending() & set(STOP_SIGNALS)
+                taken = None if is_stopped else self._backlog.take()
+                if taken is not None:
+                    self.plan.directory(taken[0]).mkdir(parents=True, exist_ok=True)
+                    self._slots.start(*taken, self._be_the_run)
+                    self.began += 1
+            if taken is None:
+                return
 
-    def _is_stopped(self) -> bool:
-        return self.stopped is not None or bool(signal.sigpending() & set(STOP_SIGNALS))
+    def _refusal(self) -> str | None:
+        """Return why no further run is begun; None while one may be."""
+        if self.stopped is not None:
+            return f"the worker was stopped by {self.stopped}"
+        return self._failures.refusal() or self._deadline.refusal()
 
-    def _share(self) -> Sequence[tuple[int, int]]:
-        """Return this element's runs and attempts; draining, all of them."""
-        runs = self.submission.share.runs
-        return runs if self.submission.share.drain else [runs[self.element]]
-
-    def _carry_out(self, run: PlannedRun, attempt: int) -> int:
-        """Fork a process for the run and wait for it; return its exit code."""
-        directory = self.plan.directory(run)
-        directory.mkdir(parents=True, exist_ok=True)
-        worker = os.getpid()
-        self._child = os.fork()
-        if self._child == 0:
-            _die_with(worker)
-            self._be_the_run(run, attempt, directory)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        _, wait_status = os.waitpid(self._child, 0)
-        self._child = None
+    def _settle(self, attempt: Attempt, wait_status: int) -> None:
+        """See to the record of a run whose process has ended, and to what comes of it."""
+        directory = self.plan.directory(attempt.run)
         status = read_status(directory)
-        if status is None or status.attempt != attempt or status.state not in ENDED:
-            write_status(directory, end_of_killed(status, attempt, wait_status))
-        return os.waitstatus_to_exitcode(wait_status)
+        if status is None or status.attempt != attempt.number or status.state not in ENDED:
+            status = end_of_killed(status, attempt.number, wait_status)
+            write_status(directory, status)
+        self._deadline.learn(self.plan, attempt.run, status)
+        if status.state is State.PREEMPTED and self.stopped is not None:
+            self._interrupted.append(attempt)
+        elif self._backlog.refusal(attempt, status.state) is None:
+            self._backlog.put_back(attempt)
+        elif status.state in FAILURES:
+            self._failures.add(attempt.run.index)
 
-    def _be_the_run(self, run: PlannedRun, attempt: int, directory: Path) -> None:
-        """Be the child: never return."""
+    def _leave(self, halt: str) -> None:
+        """Have SLURM begin this element again if there is reason to; where it does not, say so.
+
+        Args:
+            halt: why this worker begins no more runs.
+        """
+        cause = State.TIMEOUT if self._deadline.is_here else State.PREEMPTED
+        over = {a: self._backlog.refusal(a, cause) for a in self._interrupted}
+        self._tell({attempt: why for attempt, why in over.items() if why})
+        unbegun = self._backlog.unbegun()
+        # A worker that came to nothing before its time limit would come to nothing again.
+        goes_on = unbegun and self.share.rules.covers(cause) and (self.stopped or self.began)
+        if None in over.values() or goes_on:
+            denial = self._failures.refusal() or requeue.requeue(
+                self.submission, self.plan.home, self.element
+            )
+            if denial is None:
+                return
+            self._tell({attempt: denial for attempt, why in over.items() if why is None})
+        if unbegun:
+            said = f"not started: {halt}"
+            self.submission.note(self.plan.home, Note.UNSTARTED, self.element, said)
+
+    def _tell(self, denials: Mapping[Attempt, str]) -> None:
+        """Record why runs that were interrupted are not requeued."""
+        for attempt, why in denials.items():
+            directory = self.plan.directory(attempt.run)
+            status = read_status(directory)
+            if status is not None and self.share.backend != LOCAL:
+                told = replace(status, reason=f"{status.reason}; not requeued: {why}")
+                write_status(directory, told)
+
+    def _be_the_run(self, attempt: Attempt) -> NoReturn:
+        """Be the forked process."""
         code = 1
+        run, directory = attempt.run, self.plan.directory(attempt.run)
         try:
             log = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
@@ -110,66 +158,36 @@ class Worker:
                 code=self.submission.code,
                 git=self.submission.git,
             )
-            status = execute(job, attempt, self._threads(), slurm_job=_slurm_element())
+            threads, element = warmup.threads(self.share), requeue.this_element()
+            status = execute(job, attempt.number, threads, slurm_job=element)
             code = status.exit_code or 0
         except BaseException as error:  # noqa: BLE001 - the state of the run must be recorded
             state, reason, code = ending(error)
-            end = Status(state, attempt, os.uname().nodename, reason=reason, exit_code=code)
+            host = os.uname().nodename
+            end = Status(state, attempt.number, host, reason=reason, exit_code=code)
             write_status(directory, end)
             traceback.print_exc()
         finally:
             os._exit(code)  # whatever was raised: a child that returned would work on as a worker
 
-    def _threads(self) -> int | None:
-        for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-            if os.environ.get(name):
-                return int(os.environ[name])
-        return self.submission.share.threads
-
-    def _preload(self) -> None:
-        """Do once what every run needs: import the task, call its ``preload()``, find the GPUs."""
-        threads = str(self._threads() or len(os.sched_getaffinity(0)))
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = threads
-        provenance.packages()  # cached here for all runs: nvidia-smi may take a second
-        provenance.gpus()
-        index, _ = self.submission.share.runs[0]
-        try:
-            task = self.plan.composed(self.plan.runs[index]).resolved["task"]
-            module = importlib.import_module(str(task).rpartition(".")[0])
-            getattr(module, "preload", lambda: None)()
-        except Exception:  # noqa: BLE001 - the run it belongs to will fail with it, no other
-            traceback.print_exc()
-
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.stopped = signal.Signals(number).name
-        if self._child:
-            with suppress(ProcessLookupError):  # it has just ended
-                os.kill(self._child, number)
+        self._slots.tell(number)
 
 
-def _die_with(worker: int) -> None:
-    """Have the kernel kill this process when its worker dies.
-
-    The worker holds the claim: a run that outlived it would be taken for lost and run twice.
-    """
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != worker:  # it died before the call above
-        os._exit(1)
-
-
-def _slurm_element() -> str | None:
-    """Return this process's SLURM array element or job, e.g. ``1234_5``; None outside SLURM."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ.get("SLURM_JOB_ID")
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _wait_for_place(share: Share) -> None:
-    """Wait until this machine has the cores, and a GPU, for one more run."""
-    cores.acquire(cores.core_names(), share.threads or 1)
+    """Wait until this machine has the cores, and a GPU, for one more worker."""
+    names = cores.core_names()
+    cores.acquire(names, min(len(names), (share.threads or 1) * share.slots))
     if share.gpus:
         device = cores.acquire([f"gpu-{name}" for name in share.gpus], 1)[0]
         os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("gpu-")
@@ -194,7 +212,7 @@ def main() -> int:
         sys.path[1:1] = freeze.task_places(provenance.PROJECT_ROOT)
         os.chdir(submission.cwd)
     except (OptsweepError, OSError) as error:
-        submission.record_failure(plan.home, element, str(error))
+        submission.note(plan.home, Note.FAILED, element, str(error))
         raise
     if submission.share.backend == LOCAL:
         _wait_for_place(submission.share)

@@ -86,7 +86,8 @@ CASES = {
     "unknown cluster key": (
         ["-m", "seed=1,2", "cluster.worker=3"],
         (
-            "unknown key worker in cluster; must be one of: cpus_per_task, gpus_per_node, mem_gb, nodes, "
+            "unknown key worker in cluster; must be one of: cpus_per_task, fail_fast, gpus_per_node, "
+            "max_failures, max_requeues, mem_gb, nodes, requeue_on, runs_per_gpu, runs_per_node, "
             "stderr_to_stdout, tasks_per_node, timeout_min, workers; did you mean workers?"
         ),
     ),
