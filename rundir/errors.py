@@ -5,6 +5,7 @@ OptsweepError            1   some run failed, or a command could not do its work
 │   └── IllegalValue         a value outside what its key allows
 ├── ClusterError         3   the cluster said no; carries its words
 ├── Diverged             1   raised by a task: the loss is not finite, or the divergence rule fired
+├── RanksLost            1   raised by a task's rank that can't reach the others; another one failed
 └── Preempted            1   raised by a task that checkpointed because it was asked to stop
 
 A message is one line in the form ``name = value; must be …; did you mean …?``.
@@ -46,6 +47,10 @@ class ClusterError(OptsweepError):
 
 class Diverged(OptsweepError):
     """Training left the region where it means anything; the run ends in state ``diverged``."""
+
+
+class RanksLost(OptsweepError):
+    """One of a run's processes lost the others, so the reason of the failure lies elsewhere."""
 
 
 class Preempted(OptsweepError):

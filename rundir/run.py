@@ -44,6 +44,8 @@ class Run:
         threads: int | None = None,
         job: str | None = None,
         on_progress: Callable[[Status], None] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Open the directory for one attempt, creating it if needed.
 
@@ -53,9 +55,13 @@ class Run:
             threads: CPU threads that the task may use; None lets it use every core it may run on.
             job: the scheduler's id of the job that works on this run.
             on_progress: called with every new status, e.g. to print a line.
+            rank: which of the run's processes this is; those above 0 write nothing at all.
+            world_size: how many processes the run has.
         """
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.rank, self.world_size = rank, world_size
+        if rank == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
         last = read_status(self.path)
         self.attempt = attempt if attempt is not None else (last.attempt + 1 if last else 1)
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -75,7 +81,7 @@ class Run:
         self._on_progress = on_progress
         self._written_at = 0.0
         self._first_progress: tuple[float, int] | None = None
-        self._metrics = open_for_append(self.path / METRICS_FILE)
+        self._metrics = open_for_append(self.path / METRICS_FILE) if rank == 0 else None
         self._write(self.status)
 
     def log(self, stream: str, step: int, **metrics: float) -> None:
@@ -86,6 +92,8 @@ class Run:
             step: optimizer steps done when the metrics were measured.
             metrics: flat numbers; names may hold dots and slashes.
         """
+        if self._metrics is None:
+            return
         record = {"stream": stream, "step": step, "t": time.time(), "attempt": self.attempt}
         line = json.dumps({**record, **{name: float(value) for name, value in metrics.items()}})
         os.write(self._metrics, line.encode() + b"\n")
@@ -132,11 +140,14 @@ class Run:
                 ended_at=now,
             )
         )
-        os.close(self._metrics)
+        if self._metrics is not None:
+            os.close(self._metrics)
 
     def _write(self, status: Status) -> None:
         self.status = status
         self._written_at = time.time()
+        if self.rank:
+            return
         write_status(self.path, status)
         if self._on_progress is not None:
             self._on_progress(status)

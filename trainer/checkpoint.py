@@ -47,19 +47,23 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep_last
     return path
 
 
-def load_checkpoint(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """Return the state of the newest whole checkpoint; None if there is none.
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the newest whole checkpoint, having read it once; None if there is none.
 
-    A damaged one is named in the log and passed over for the one before it. Costs one reading
-    for the hash and one for the tensors.
+    A damaged one is named in the log and passed over for the one before it.
     """
     for _, path in list_checkpoints(directory):
         fault = _fault(path)
         if fault is None:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-            return state
+            return path
         log.warning("checkpoint %s is not usable (%s); looking for an older one", path.name, fault)
     return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state in a whole checkpoint, its tensors on the CPU."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:

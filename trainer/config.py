@@ -99,7 +99,7 @@ class TrainingParams:
     val_tokens_processed: int = 32768
     """Tokens of the validation split that a validation reads; all of it when it holds fewer."""
     batch_size: int = 16
-    """Sequences per micro-batch; gradients accumulate over the micro-batches of a step."""
+    """Sequences per micro-batch, over all ranks; gradients accumulate over those of a step."""
     num_epochs: int = 1
     """Passes over the training split, unless max_steps is given."""
     context_length: int = 128
@@ -231,6 +231,20 @@ class TrainConfig:
             training.tokens_processed,
             f"at most {training.num_epochs * split(tokens)[0]}, the tokens of "
             f"{training.num_epochs} epoch(s), or max_steps given",
+        )
+
+    def check_ranks(self, world_size: int) -> None:
+        """Refuse micro-batches that ``world_size`` processes can't share evenly.
+
+        Raises:
+            UserError: batch_size is not a multiple of it.
+        """
+        require(
+            self.training.batch_size % world_size == 0,
+            "training.training_params.batch_size",
+            self.training.batch_size,
+            f"a multiple of {world_size}, the processes of the run: "
+            "cluster.nodes x cluster.tasks_per_node",
         )
 
     def total_steps(self, tokens: int) -> int:

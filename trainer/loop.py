@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from rundir import Diverged, Preempted, Run, UserError
+from rundir import Diverged, Preempted, Run
 from trainer.config import TrainConfig
 from trainer.model import flops_per_token, parameter_count
+from trainer.parallel import joined
 from trainer.training import Training, Update
 
 log = logging.getLogger(__name__)
@@ -28,19 +29,26 @@ def train(config: TrainConfig, run: Run) -> None:
     Raises:
         UserError: the data is too short, a package is missing, or there is no such device here.
         Diverged: the loss is not finite.
-        Preempted: ``run`` was asked to stop; the checkpoint is written.
+        Preempted: ``run``, on any of its ranks, was asked to stop; the checkpoint is written.
+        RanksLost: another rank is gone.
     """
     torch.set_num_threads(run.threads)
-    training = Training(config, _pick_device(config.device))
+    config.check_ranks(run.world_size)
+    with joined(run, config.device) as ranks:
+        _train(config, run, Training(config, ranks))
+
+
+def _train(config: TrainConfig, run: Run, training: Training) -> None:
     step, total = training.resume(run.checkpoints), training.total_steps
     _introduce(config, training, step, run.threads)
     due = _Due.of(config, total)
     pace = _Pace(config.training.tokens_processed)
     run.progress(step, total)
     while step < total:
-        if run.stop_requested:
+        stop = training.ranks.agreed(run.stop_requested)
+        if stop:
             training.save(run.checkpoints, step)
-            raise Preempted(f"{run.stop_requested} at step {step} of {total}; checkpoint written")
+            raise Preempted(f"{stop} at step {step} of {total}; checkpoint written")
         update = training.step(step)
         step += 1
         pace.count()
@@ -61,11 +69,14 @@ def train(config: TrainConfig, run: Run) -> None:
 def _introduce(config: TrainConfig, training: Training, step: int, threads: int) -> None:
     context = config.training.context_length
     log.info(
-        "%s: %d parameters, %.1f MFLOPs a token; %d training tokens; %s, %d threads; step %d of %d",
+        "%s: %d parameters, %.1f MFLOPs a token; %d training tokens; "
+        "rank %d of %d on %s, %d threads; step %d of %d",
         config.model_name,
         parameter_count(config.model),
         flops_per_token(config.model, context) / 1e6,
         training.train_tokens,
+        training.ranks.rank,
+        training.ranks.size,
         training.device,
         threads,
         step,
@@ -86,18 +97,6 @@ def _validate(training: Training, run: Run, step: int) -> None:
     loss = training.validation_loss()
     run.log("val", step, loss=loss)
     log.info("step %d: validation loss %.4f", step, loss)
-
-
-def _pick_device(wanted: str) -> torch.device:
-    """Return the device that ``device: auto | cpu | cuda`` means here.
-
-    Raises:
-        UserError: cuda is wanted and there is none.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UserError("device = 'cuda'; must be auto or cpu: this machine has no CUDA device")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 
 from rundir import OptsweepError, UserError
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch, TrainingOrder, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.adamw import KernelAdamW
+from trainer.parallel import Ranks, accumulating
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class Update:
     """What a step measured; the tensors stay on the device until somebody reads them."""
 
     loss: torch.Tensor
-    """Mean over the step's tokens, in nats per token, before the update."""
+    """Mean over the step's tokens of all ranks, in nats per token, before the update."""
     grad_norm: torch.Tensor
     """Global norm of the gradient before clipping."""
     lr: float
@@ -35,15 +37,16 @@ class Update:
 
 
 class Training:
-    """One training run in memory."""
+    """One training run in memory, or one rank's part of it."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         """Build everything at step 0.
 
         Raises:
             UserError: the data is too short for the configuration, or a package is missing.
         """
-        self.config, self.device = config, device
+        device = ranks.device
+        self.config, self.ranks, self.device = config, ranks, device
         torch.manual_seed(config.seed)
         corpus = load_corpus(config.data)
         self.train_tokens, self._validation = len(corpus.train), corpus.validation
@@ -51,10 +54,16 @@ class Training:
         config.check_length(tokens)
         self.total_steps = config.total_steps(tokens)
         params = config.training
-        self._order = TrainingOrder(corpus.train, params.context_length, config.seed)
+        self._order = TrainingOrder(
+            corpus.train, params.context_length, config.seed, rank=ranks.rank, world=ranks.size
+        )
         self.model = GPT(config.model, params.context_length).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self._forward = self._compiled()
+        self._averaging = ranks.averaging(self.model)
+        self._forward = self._compiled(self.model)
+        self._training_forward = (
+            self._forward if ranks.size == 1 else self._compiled(self._averaging)
+        )
         self._precision = self._autocast()
         self.reads_are_free = device.type == "cpu"
         """Whether reading a tensor's value waits for nothing."""
@@ -66,10 +75,13 @@ class Training:
         sequences = params.tokens_processed // params.context_length
         micro_batches = sequences // params.batch_size
         loss = torch.zeros((), device=self.device)
-        for batch in self._order.micro_batches(step, sequences, params.batch_size):
-            part = self._loss(batch) / micro_batches
-            part.backward()  # type: ignore[no-untyped-call]
+        parts = self._order.micro_batches(step, sequences, params.batch_size)
+        for number, batch in enumerate(parts, start=1):
+            with accumulating(self._averaging, last=number == micro_batches):
+                part = self._loss(self._training_forward, batch) / micro_batches
+                part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
+        loss = self.ranks.mean(loss)
         norm = self._clip(params.gradnorm or float("inf"))
         # A tensor: some steps depend on the loss, and none has to wait for it.
         self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
@@ -83,22 +95,32 @@ class Training:
         total, count = torch.zeros((), device=self.device), 0
         self.model.eval()
         for batch in validation_batches(
-            self._validation, params.context_length, params.batch_size, params.val_tokens_processed
+            self._validation,
+            params.context_length,
+            params.batch_size // self.ranks.size,
+            params.val_tokens_processed,
+            rank=self.ranks.rank,
+            world=self.ranks.size,
         ):
-            total += self._loss(batch) * batch[0].numel()
+            total += self._loss(self._forward, batch) * batch[0].numel()
             count += batch[0].numel()
         self.model.train()
-        return total.item() / count
+        sums = torch.stack((total.double(), total.new_tensor(count, dtype=torch.float64)))
+        whole, tokens = self.ranks.sum(sums).tolist()
+        return float(whole / tokens)
 
     def save(self, directory: Path, step: int) -> None:
-        """Write a checkpoint of the state after ``step`` steps.
+        """Write a checkpoint of the state after ``step`` steps; only rank 0 does.
 
         Raises:
             OptsweepError: it can't be written, e.g. the disk is full; the earlier ones are whole.
         """
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        if self.ranks.rank:
+            return
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         state = {
             "step": step,
+            "world_size": self.ranks.size,
             "model_config": asdict(self.config.model),
             "optimizer_name": self.config.optimizer.name,
             "model": self.model.state_dict(),
@@ -114,27 +136,36 @@ class Training:
         log.info("step %d: saved %s", step, path.name)
 
     def resume(self, directory: Path) -> int:
-        """Restore the newest whole checkpoint and return its step; 0 if there is none.
+        """Restore the checkpoint that is rank 0's newest whole one and return its step, or 0.
 
         Raises:
             UserError: it is of another model or optimizer.
         """
-        state = load_checkpoint(directory)
-        if state is None:
+        found = newest_checkpoint(directory) if self.ranks.rank == 0 else None
+        path: Path | None = self.ranks.told_by(0, found)
+        if path is None:
             return 0
+        state = read_checkpoint(path)
         _refuse_other(directory, state, "model_config", asdict(self.config.model))
         _refuse_other(directory, state, "optimizer_name", self.config.optimizer.name)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and state["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+            torch.cuda.set_rng_state(state["rng"]["cuda"][0], self.device)
+        before = state.get("world_size", 1)
+        if before != self.ranks.size:
+            log.info(
+                "saved by %d ranks, continued by %d: sums have another order and other last bits",
+                before,
+                self.ranks.size,
+            )
         return int(state["step"])
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, forward: Callable[..., Any], batch: Batch) -> torch.Tensor:
         inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
         with self._precision:
-            loss: torch.Tensor = self._forward(inputs, targets)
+            loss: torch.Tensor = forward(inputs, targets)
         return loss
 
     def _clip(self, limit: float) -> torch.Tensor:
@@ -152,13 +183,14 @@ class Training:
             group["lr"] = group["initial_lr"] * factor
         return optimizer.lr * factor
 
-    def _compiled(self) -> Any:
+    def _compiled(self, model: torch.nn.Module) -> Callable[..., Any]:
         if not self.config.training.compile:
-            return self.model
+            return model
         if self.device.type != "cuda":
             log.info("training_params.compile: not used on %s", self.device.type)
-            return self.model
-        return torch.compile(self.model)
+            return model
+        compiled: Callable[..., Any] = torch.compile(model)
+        return compiled
 
     def _autocast(self) -> AbstractContextManager[Any]:
         params = self.config.training

@@ -50,3 +50,12 @@ def test_an_ending_has_a_state_and_an_exit_code(error, state, code):
     found, reason, exit_code = ending(error)
     assert (found, exit_code) == (state, code)
     assert (reason is None) == (error is None)
+
+
+def test_promise_21_a_rank_above_0_writes_nothing(tmp_path):
+    with Run(tmp_path / "run", attempt=1, rank=1, world_size=2) as run:
+        run.log("train", 1, loss=1.0)
+        run.progress(1, 1, loss=1.0)
+    assert (run.rank, run.world_size, run.attempt) == (1, 2, 1)
+    assert run.status.state is State.COMPLETED
+    assert not run.path.exists()

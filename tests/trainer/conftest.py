@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ Mapping = dict[str, Any]
 
 
 @pytest.fixture
-def tiny() -> Mapping:
+def tiny(tiny_mapping: Mapping) -> Mapping:
     """Twelve steps of a 5,000-parameter model; about 0.1 s."""
+    return copy.deepcopy(tiny_mapping)
+
+
+@pytest.fixture(scope="session")
+def tiny_mapping() -> Mapping:
+    """As ``tiny``, shared by all tests: not to be changed."""
     return {
         "model": {
             "name": "tiny",

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    list_checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 
 def save(directory: Path, *steps: int, keep_last: int = 3) -> None:
@@ -16,15 +21,15 @@ def save(directory: Path, *steps: int, keep_last: int = 3) -> None:
 
 
 def loaded_step(directory: Path) -> int | None:
-    state = load_checkpoint(directory)
-    return None if state is None else int(state["step"])
+    path = newest_checkpoint(directory)
+    return None if path is None else int(read_checkpoint(path)["step"])
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     save(tmp_path, 7)
-    state = load_checkpoint(tmp_path)
-    assert state is not None
-    assert torch.equal(state["w"], torch.full((100,), 7))
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    assert torch.equal(read_checkpoint(path)["w"], torch.full((100,), 7))
 
 
 def test_the_newest_is_loaded_and_the_oldest_dropped(tmp_path: Path) -> None:
@@ -39,8 +44,8 @@ def test_the_newest_is_loaded_and_the_oldest_dropped(tmp_path: Path) -> None:
 
 
 def test_no_directory_and_no_checkpoint_load_nothing(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path) is None
-    assert load_checkpoint(tmp_path / "absent") is None
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1, 500, -1])

@@ -60,12 +60,25 @@ def test_the_order_depends_on_nothing_but_its_arguments() -> None:
     assert starts(TrainingOrder(TOKENS, 10, seed=4), 37, 8, 4) != history[37]
 
 
-def test_ranks_share_a_step_without_overlap() -> None:
-    alone = starts(TrainingOrder(TOKENS, 10, seed=3), 5, 8, 8)
+def test_ranks_read_the_rows_of_the_micro_batches_of_one_process_in_their_order() -> None:
+    alone = list(TrainingOrder(TOKENS, 10, seed=3).micro_batches(5, 8, 4))
     ranks = [
-        starts(TrainingOrder(TOKENS, 10, seed=3, rank=rank, world=2), 5, 8, 4) for rank in (0, 1)
+        TrainingOrder(TOKENS, 10, seed=3, rank=rank, world=2).micro_batches(5, 8, 4)
+        for rank in (0, 1)
     ]
-    assert sorted(ranks[0] + ranks[1]) == sorted(alone)
+    joined = [torch.cat([inputs for inputs, _ in parts]) for parts in zip(*ranks, strict=True)]
+    assert torch.equal(torch.stack(joined), torch.stack([inputs for inputs, _ in alone]))
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_validate_on_the_windows_of_one_process(world: int) -> None:
+    alone = torch.cat([inputs for inputs, _ in validation_batches(TOKENS, 10, 4, 130)])
+    shared = [
+        inputs
+        for rank in range(world)
+        for inputs, _ in validation_batches(TOKENS, 10, 2, 130, rank=rank, world=world)
+    ]
+    assert sorted(torch.cat(shared)[:, 0].tolist()) == sorted(alone[:, 0].tolist())
 
 
 def test_a_pass_reads_every_window_once_and_the_next_in_another_order() -> None:

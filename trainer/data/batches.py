@@ -34,18 +34,19 @@ class TrainingOrder:
         self._starts_of_pass = lru_cache(maxsize=2)(self._draw_starts)
 
     def micro_batches(self, step: int, sequences: int, batch: int) -> Iterator[Batch]:
-        """Yield this rank's micro-batches of one step.
+        """Yield this rank's rows of the micro-batches of one step, in the order of the ranks.
 
         Args:
             step: optimizer steps already done.
             sequences: of a whole step, over all ranks and micro-batches.
-            batch: B; divides sequences / world.
+            batch: sequences of a micro-batch over all ranks; divides ``sequences``, and the
+                number of ranks divides it.
         """
-        first = step * sequences
-        positions = range(first + self._rank, first + sequences, self._world)
-        starts = np.array([self._start(position) for position in positions])
-        for at in range(0, len(starts), batch):
-            yield cut(self._tokens, starts[at : at + batch], self._context)
+        rows = batch // self._world
+        first = step * sequences + self._rank * rows
+        for at in range(first, first + sequences, batch):
+            starts = np.array([self._start(position) for position in range(at, at + rows)])
+            yield cut(self._tokens, starts, self._context)
 
     def _start(self, position: int) -> int:
         epoch, index = divmod(position, self._windows)
@@ -59,20 +60,24 @@ class TrainingOrder:
 
 
 def validation_batches(
-    tokens: NDArray[Any], context: int, batch: int, wanted: int
+    tokens: NDArray[Any], context: int, batch: int, wanted: int, *, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """Yield windows spread evenly over the validation split; always the same ones.
+    """Yield this rank's batches of windows spread evenly over the validation split.
+
+    Together the ranks read the same windows each time, however many ranks there are.
 
     Args:
         tokens: the split, (N,) with N > context.
         context: T.
         batch: B; the last batch may hold fewer.
         wanted: tokens to cover, rounded down to whole windows; all windows when there are fewer.
+        rank: whose batches, of every ``world``.
+        world: number of ranks.
     """
     windows = (len(tokens) - 1) // context
     count = max(1, min(windows, wanted // context))
     starts = np.arange(count) * windows // count * context
-    for at in range(0, count, batch):
+    for at in range(rank * batch, count, world * batch):
         yield cut(tokens, starts[at : at + batch], context)
 
 

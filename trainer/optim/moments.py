@@ -23,7 +23,7 @@ class InputMoment:
         Args:
             part: in (0, 1]; None is 1.
             whole: take the part as whole micro-batches, the first of every round(1 / part) since
-                the last reset, otherwise as the first rows of each.
+                the last reset, otherwise as the first rows of each, counted over all ranks.
         """
         part = 1.0 if part is None else part
         self._every = max(1, round(1 / part)) if whole else 1
@@ -47,12 +47,12 @@ class InputMoment:
         Raises:
             RuntimeError: no input was seen since the last reset.
         """
-        if self._sum_NN is None or not self._rows:
+        if self._sum_NN is None or not self._batches:
             raise RuntimeError(
                 "a linear layer has a gradient, but saw no input in training mode since the last "
                 "step: call model.train() and run the forward pass through the layer itself"
             )
-        if not (dist.is_available() and dist.is_initialized()):
+        if _place()[1] == 1:
             return self._sum_NN / self._rows
         total_NN = self._sum_NN.clone()
         rows = torch.tensor(float(self._rows), dtype=total_NN.dtype, device=total_NN.device)
@@ -76,7 +76,10 @@ class InputMoment:
 
     @torch.no_grad()
     def _add(self, x_RN: Tensor) -> None:
-        count = max(1, int(self._part * x_RN.shape[0]))
+        rank, world = _place()
+        here = x_RN.shape[0]
+        wanted = max(1, int(self._part * here * world)) - rank * here
+        count = min(here, max(0, wanted))
         wide = torch.promote_types(x_RN.dtype, torch.float32)
         x_RN = x_RN[:count].to(wide)
         if self._sum_NN is None:
@@ -85,3 +88,10 @@ class InputMoment:
         with torch.autocast(x_RN.device.type, enabled=False):
             self._sum_NN.addmm_(x_RN.mT, x_RN)
         self._rows += count
+
+
+def _place() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

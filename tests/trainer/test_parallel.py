@@ -1,0 +1,227 @@
+"""Two processes train one model over gloo on this machine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainer
+from rundir import Run, State, UserError, read_status
+from rundir.files import METRICS_FILE, iter_metrics
+
+Mapping = dict[str, Any]
+PROGRAM = Path(__file__).with_name("rank.py")
+
+OPTIMIZERS: dict[str, Mapping] = {
+    "adamw": {"name": "adamw", "lr": 0.01},
+    "muon": {"name": "muon", "lr": 0.01},
+    "scion": {"name": "scion", "lr": 0.01},
+    "dap": {"name": "dap-ns-nadam", "lr": 0.01},
+    "dap-rows": {
+        "name": "dap-ns-nadam",
+        "lr": 0.01,
+        "xtx_subsample": 0.6,
+        "mb_subsampling": False,
+    },
+    "dap-batches": {
+        "name": "dap-ns-nadam",
+        "lr": 0.01,
+        "xtx_subsample": 0.5,
+        "mb_subsampling": True,
+    },
+}
+
+
+def order(config: Mapping, path: Path, **more: Any) -> Mapping:
+    return {
+        "config": config,
+        "path": str(path),
+        "attempt": 1,
+        "fates": [],
+        "digest": False,
+        **more,
+    }
+
+
+def carried_out(orders: Sequence[Mapping], folder: Path) -> list[dict[str, str]]:
+    """Carry out the orders on two ranks, the last of which kills rank 1.
+
+    Returns:
+        What each rank said, by the order's path.
+    """
+    script = folder / "orders.json"
+    ports = free_ports(len(orders))  # a process that meets twice needs two
+    given = [{**each, "port": port} for each, port in zip(orders, ports, strict=True)]
+    script.write_text(json.dumps(given))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(script)],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(trainer.__file__).parents[1]),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        errors = [rank.communicate(timeout=60)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, -signal.SIGKILL], errors
+    return [json.loads((folder / f"orders.json.{rank}").read_text()) for rank in (0, 1)]
+
+
+def free_ports(count: int) -> list[str]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in sockets]
+
+
+def curve(path: Path | str, metric: str = "loss") -> dict[tuple[str, int], float]:
+    records = iter_metrics(Path(path) / METRICS_FILE)
+    return {(r["stream"], r["step"]): r[metric] for r in records if metric in r}
+
+
+def alone(config: Mapping, path: Path) -> dict[tuple[str, int], float]:
+    with Run(path, threads=1) as run:
+        trainer.run(config, run)
+    return curve(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def configs(tiny_mapping: Mapping) -> dict[str, Mapping]:
+    """A configuration for each optimizer, with two micro-batches a step."""
+    found = {}
+    for name, params in OPTIMIZERS.items():
+        config = copy.deepcopy(tiny_mapping)
+        config["optimizer"]["optimizer_params"] = params
+        found[name] = config
+    return found
+
+
+@pytest.fixture(scope="module")
+def said(configs: dict[str, Mapping], folder: Path) -> list[dict[str, str]]:
+    """What two ranks said after everything that the tests below look at."""
+    adamw = configs["adamw"]
+    stop = {"step": 6, "rank": 1, "fate": "stop"}
+    death = {"step": 3, "rank": 1, "fate": "die"}
+    orders = [
+        *(order(config, folder / name) for name, config in configs.items()),
+        *(order(c, folder / f"{name}-3", digest=True) for name, c in configs.items()),
+        order(adamw, folder / "stopped", fates=[stop]),
+        order(adamw, folder / "stopped", attempt=2),
+        order(adamw, folder / "fewer", fates=[stop]),
+        order(adamw, folder / "dead", fates=[death]),
+    ]
+    return carried_out(orders, folder)
+
+
+@pytest.mark.usefixtures("said")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_promise_21_two_ranks_have_the_losses_of_one_process(
+    configs: dict[str, Mapping], folder: Path, name: str, tmp_path: Path
+) -> None:
+    losses = alone(configs[name], tmp_path)
+    assert curve(folder / name) == pytest.approx(losses, rel=1e-5)
+    assert {step for stream, step in losses if stream == "train"} == set(range(1, 13))
+    norms = curve(tmp_path, "grad_norm")
+    assert curve(folder / name, "grad_norm") == pytest.approx(norms, rel=1e-3)
+    assert curve(folder / name, "tokens") == curve(tmp_path, "tokens")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_promise_21_the_weights_of_all_ranks_are_equal_to_the_bit(
+    said: list[dict[str, str]], folder: Path, name: str
+) -> None:
+    path = str(folder / f"{name}-3")
+    assert said[0][path] == said[1][path]
+
+
+@pytest.mark.usefixtures("said")
+def test_promise_21_a_run_of_two_ranks_leaves_the_files_of_one_process(
+    configs: dict[str, Mapping], folder: Path, tmp_path: Path
+) -> None:
+    alone(configs["adamw"], tmp_path)
+    files = [
+        sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+        for path in (tmp_path, folder / "adamw")
+    ]
+    assert files[0] == files[1]
+    records = list(iter_metrics(folder / "adamw" / METRICS_FILE))
+    assert [r["step"] for r in records if r["stream"] == "train"] == list(range(1, 13))
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(
+    said: list[dict[str, str]], folder: Path
+) -> None:
+    stopped = "Preempted: SIGUSR1 at step 6 of 12; checkpoint written"
+    assert [rank[str(folder / "fewer")] for rank in said] == [stopped, stopped]
+    assert max(step for _, step in curve(folder / "fewer")) == 6
+    assert (folder / "fewer" / "checkpoints" / "step-00000006.pt").exists()
+
+
+@pytest.mark.usefixtures("said")
+def test_as_many_ranks_continue_to_the_bit(folder: Path) -> None:
+    assert curve(folder / "stopped") == curve(folder / "adamw")
+    records = list(iter_metrics(folder / "stopped" / METRICS_FILE))
+    assert min(r["step"] for r in records if r["attempt"] == 2) == 7
+
+
+@pytest.mark.usefixtures("said")
+def test_another_number_of_ranks_continues_and_says_what_differs(
+    configs: dict[str, Mapping], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        losses = alone(configs["adamw"], folder / "fewer")
+    assert losses == pytest.approx(curve(folder / "adamw"), rel=1e-5)
+    lines = [line for line in caplog.messages if "ranks" in line]
+    assert lines == [
+        "saved by 2 ranks, continued by 1: sums have another order and other last bits"
+    ]
+
+
+def test_a_rank_that_dies_ends_the_others_in_words(
+    said: list[dict[str, str]], folder: Path
+) -> None:
+    assert said[0][str(folder / "dead")].startswith("RanksLost: rank 0 lost the others: ")
+    status = read_status(folder / "dead")
+    assert status is not None
+    assert status.state is State.FAILED
+    assert max(step for _, step in curve(folder / "dead")) == 3
+
+
+def test_rows_that_the_ranks_cannot_share_are_refused_before_they_meet(
+    tiny: Mapping, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error, Run(tmp_path, rank=0, world_size=3) as run:
+        trainer.run(tiny, run)
+    assert str(error.value) == (
+        "training.training_params.batch_size = 4; must be a multiple of 3, "
+        "the processes of the run: cluster.nodes x cluster.tasks_per_node"
+    )
