@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
@@ -82,6 +82,8 @@ class Status:
     attempt: int = 1
     host: str | None = None
     """Machine that the run is or was on."""
+    node: str | None = field(default_factory=lambda: os.environ.get("SLURMD_NODENAME"))
+    """The machine's name in SLURM, which may differ; by default that of this process's node."""
     pid: int | None = None
     job: str | None = None
     """Scheduler's id of the array element or job."""
@@ -97,6 +99,9 @@ class Status:
     exit_code: int | None = None
     seconds_left: float | None = None
     """Estimated seconds to the last step, from this attempt's mean step time."""
+
+
+_STATUS_KEYS = frozenset(item.name for item in fields(Status))
 
 
 @contextmanager
@@ -169,14 +174,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def read_status(run_dir: Path) -> Status | None:
     """Return the run's own record of where it stands; None before its first attempt."""
-    raw = read_json(run_dir / STATUS_FILE)
+    return parse_status(read_json(run_dir / STATUS_FILE))
+
+
+def parse_status(raw: Mapping[str, Any] | None) -> Status | None:
+    """Return what a status.json says; None if it is absent or says nothing that can be used."""
     if raw is None:
         return None
-    known = {field.name for field in fields(Status)}
+    known = {key: value for key, value in raw.items() if key in _STATUS_KEYS}
     try:
-        return Status(
-            **{k: v for k, v in raw.items() if k in known} | {"state": State(raw["state"])}
-        )
+        return Status(**{"node": None, **known, "state": State(raw["state"])})
     except (KeyError, ValueError, TypeError):
         return None
 

@@ -117,7 +117,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     plan = find(arguments.sweep)
     stopped = local.stop(plan)
     jobs = {entry.job for entry in ledger.entries(plan.home) if entry.job}
-    queue = scheduler.queue() if jobs else {}
+    queue = scheduler.queue() if jobs else None
     live = {element for element in queue or {} if element.partition("_")[0] in jobs}
     scheduler.cancel({element.partition("_")[0] for element in live})
     display.err.print(f"cancelled {len(live)} SLURM elements, stopped {stopped} local workers")

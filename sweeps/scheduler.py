@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,9 @@ from rundir import ClusterError, State
 
 TIMEOUT_S = 60
 """Seconds that a SLURM command may take; a stuck controller must not hang the user's shell."""
+
+ACCOUNTING_S = 10
+"""Seconds that sacct may take to explain an end: a slow database must not hold up a status."""
 
 _STATES = {
     "CANCELLED": State.CANCELLED,
@@ -31,12 +34,59 @@ class Unanswered(ClusterError):
     """SLURM gave no answer: what was asked of it may have happened all the same."""
 
 
+_OVER = frozenset({*_STATES, "COMPLETED", "REVOKED"})
+"""States in which squeue still shows an element for a while (MinJobAge, 300 s) after its end."""
+
+_HELD = re.compile("(?i)held|SPECIAL_EXIT|REQUEUE_HOLD")
+
+
 @dataclass(frozen=True)
 class Element:
-    """An array element or job as squeue shows it."""
+    """An array element or job as squeue shows it while it is queued or runs."""
 
     state: str
+    """SLURM's own word, e.g. ``PENDING``."""
+    reason: str | None = None
+    """SLURM's own words, e.g. ``Priority``; None where it gives none."""
+    node: str | None = None
+
+    @property
+    def why(self) -> str | None:
+        """SLURM's words on why the element is where it is; those on hold don't start unasked."""
+        word = None if self.state in {"PENDING", "RUNNING"} else self.state
+        said = ": ".join(part for part in (word, self.reason) if part)
+        if _HELD.search(said):
+            return f"{said}; `scontrol release` lets it start"
+        return said or None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an element ended, in SLURM's words."""
+
+    state: State
     reason: str
+    node: str | None = None
+
+
+class Queue(dict[str, Element]):
+    """What squeue shows: live elements by id, e.g. ``1234_5``, and how others ended lately."""
+
+    def __init__(
+        self, live: Mapping[str, Element] | None = None, endings: Mapping[str, Ending] | None = None
+    ) -> None:
+        super().__init__(live or {})
+        self.endings = dict(endings or {})
+
+
+class UnknownQueue(Queue):
+    """Stands for the queue while squeue does not answer: any job may still be in it."""
+
+    def __contains__(self, job: object) -> bool:
+        return isinstance(job, str) and job[:1].isdecimal()
+
+    def __missing__(self, job: str) -> Element:
+        return Element("PENDING", "squeue does not answer; it may wait, run or be gone")
 
 
 def available() -> bool:
@@ -44,25 +94,40 @@ def available() -> bool:
     return shutil.which("squeue") is not None
 
 
-def queue() -> dict[str, Element] | None:
-    """Return the user's queued and running elements by id, e.g. ``1234_5``; None without SLURM.
+def queue(user: int | None = None) -> Queue | None:
+    """Ask squeue once; None on a machine without SLURM.
+
+    Args:
+        user: id of the user whose jobs to look at; by default whoever asks.
 
     Raises:
         ClusterError: SLURM is there and does not answer.
     """
     if not available():
         return None
-    text = _run("squeue", "--noheader", "--array", "--me", "--format=%F|%K|%T|%r")
-    found = {}
+    whose = f"--user={os.getuid() if user is None else user}"
+    text = _run("squeue", "--noheader", "--array", "--states=all", whose, "--format=%F|%K|%T|%N|%r")
+    live, endings = {}, {}
     for line in text.splitlines():
-        job, index, state, reason = line.split("|", 3)
-        found[f"{job}_{index}" if index.isdecimal() else job] = Element(state, reason)
-    return found
+        job, index, state, node, reason = line.split("|", 4)
+        element = f"{job}_{index}" if index.isdecimal() else job
+        said = None if reason in {"", "None"} else reason
+        if state not in _OVER:
+            live[element] = Element(state, said, node or None)
+        elif state in _STATES:
+            endings[element] = _ending(state, said, node)
+    return Queue(live, endings)
+
+
+def _ending(word: str, why: str | None, nodes: str) -> Ending:
+    node = nodes if nodes not in {"", "None assigned", "(null)"} else None
+    said = f"SLURM says {word}" + (f" ({why})" if why else "") + f" on {node or 'no node'}"
+    return Ending(_STATES[word.split(maxsplit=1)[0]], said, node)
 
 
 def find_submission(name: str) -> str | None:
     """Return the id of the job of this name, queued or ended; None if there is none."""
-    text = _run("squeue", "--noheader", "--me", f"--name={name}", "--format=%F")
+    text = _run("squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%F")
     if not text.strip():
         try:
             text = _run(
@@ -74,27 +139,22 @@ def find_submission(name: str) -> str | None:
     return match[0] if match else None
 
 
-def endings(jobs: Collection[str]) -> dict[str, tuple[State, str]]:
-    """Return how elements that left the queue ended, by id; empty where accounting is off."""
+def endings(jobs: Collection[str]) -> dict[str, Ending]:
+    """Ask sacct once how elements that left the queue ended; return what it knows, by id.
+
+    Raises:
+        ClusterError: accounting is off, or gives no answer within ACCOUNTING_S.
+    """
     arrays = sorted({job.partition("_")[0] for job in jobs})
     if not arrays:
         return {}
     fields = "--format=JobID,State,ExitCode,NodeList"
-    try:
-        text = _run(
-            "sacct", "--noheader", "--parsable2", "-X", f"--jobs={','.join(arrays)}", fields
-        )
-    except ClusterError:
-        return {}
+    command = ("sacct", "--noheader", "--parsable2", "-X", f"--jobs={','.join(arrays)}", fields)
     found = {}
-    for line in text.splitlines():
-        job, state, code, node = line.split("|")[:4]
-        word = state.split()[0] if state else ""
-        if job in jobs and word in _STATES:
-            found[job] = (
-                _STATES[word],
-                f"SLURM says {state} (exit code {code}) on {node or 'no node'}",
-            )
+    for line in _run(*command, seconds=ACCOUNTING_S).splitlines():
+        job, state, code, nodes = line.split("|")[:4]
+        if job in jobs and state and state.split()[0] in _STATES:
+            found[job] = _ending(state, f"exit code {code}", nodes)
     return found
 
 
@@ -147,15 +207,13 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(inherited)
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, seconds: float = TIMEOUT_S) -> str:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except FileNotFoundError:
         raise ClusterError(f"{command[0]} is not on this machine's PATH") from None
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{command[0]} did not answer within {TIMEOUT_S} s") from None
+        raise ClusterError(f"{command[0]} did not answer within {seconds} s") from None
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise ClusterError(f"{command[0]} said: {said}")

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from rundir import DONE, ENDED, State, Status, read_status
+from rundir import DONE, ENDED, ClusterError, State, Status
+from rundir.files import STATUS_FILE, parse_status
 from sweeps import claims, ledger, scheduler
 from sweeps.claims import Claim
 from sweeps.ledger import LOCAL, Entry
 from sweeps.plan import Plan, PlannedRun
-from sweeps.scheduler import Element
+from sweeps.scheduler import Ending, Queue
 
-Queue = Mapping[str, Element]
+Accounting: TypeAlias = Callable[[Collection[str]], Mapping[str, Ending]]
+"""Tells of jobs that have left the queue how they ended; knows only some of them."""
+
+
+def _accounting(jobs: Collection[str]) -> Mapping[str, Ending]:
+    try:
+        return scheduler.endings(jobs)
+    except ClusterError:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class RunState:
     """The run's own record of its latest attempt."""
     reason: str | None = None
     job: str | None = None
+    node: str | None = None
+    """The machine of the latest attempt, by SLURM's name for it where SLURM knows."""
 
     @property
     def is_wanted(self) -> bool:
@@ -34,22 +48,107 @@ class RunState:
         return self.state in ENDED - DONE or self.state is State.PLANNED
 
 
-def survey(plan: Plan, queue: Queue | None = None) -> list[RunState]:
+def survey(
+    plan: Plan,
+    queue: Queue | None = None,
+    *,
+    entries: Sequence[Entry] | None = None,
+    records: Records | None = None,
+    accounting: Accounting = _accounting,
+) -> list[RunState]:
     """Return the state of every run, in the plan's order.
+
+    Costs one listing of the claims and one small file a run.
 
     Args:
         plan: the sweep.
         queue: from :func:`sweeps.scheduler.queue`; None where there is no scheduler.
+        entries: the sweep's ledger, where it has been read already.
+        records: what an earlier survey has read of the runs' records.
+        accounting: asked how jobs ended that neither the runs' records nor squeue tell of.
     """
-    held = claims.all_latest(plan.claims)
-    handed = _handed_over(plan)
+    held = claims.attempts(plan.claims)
+    handed = _handed_over(ledger.entries(plan.home) if entries is None else entries)
+    records = Records(plan) if records is None else records
     states = [
-        _state(plan, run, held.get(str(run.index)), handed.get(run.index), queue)
+        _present(plan, run, held.get(str(run.index), 0), handed.get(run.index), queue, records)
         for run in plan.runs
     ]
+    if queue is None:
+        return states
+    states = [_with_ending(state, queue.endings) for state in states]
     gone = {state.job for state in states if state.job and state.state in _UNEXPLAINED}
-    endings = scheduler.endings(gone) if gone and queue is not None else {}
+    endings = accounting(gone) if gone else {}
     return [_with_ending(state, endings) for state in states]
+
+
+def _present(
+    plan: Plan,
+    run: PlannedRun,
+    attempt: int,
+    handed: _HandedOver | None,
+    queue: Queue | None,
+    records: Records,
+) -> RunState:
+    """Return where a run stands, whose latest listed claim is that of ``attempt``."""
+    status = records.status(run)
+    if status is not None and status.state in ENDED and status.attempt >= attempt:
+        # Who held the claim matters only while the attempt has no end on record.
+        return _state(plan, run, status, None, handed, queue)
+    # An attempt may have begun since the claims were listed.
+    claim = records.claim(run, max(attempt, status.attempt if status else 0))
+    found = _state(plan, run, status, claim, handed, queue)
+    if found.state is State.LOST:
+        # It may have ended between the look at its record and the look at its process.
+        found = _state(plan, run, records.status(run), claim, handed, queue)
+    return found
+
+
+class Records:
+    """Reads the runs' own records and claims, and again only what has changed since the last time.
+
+    A status costs a stat where it is the same file as before, and a read where it is not.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._root = os.fspath(plan.root)
+        self._statuses: dict[str, tuple[tuple[int, int, int], Status | None]] = {}
+        self._claims: dict[tuple[int, int], Claim] = {}
+
+    def status(self, run: PlannedRun) -> Status | None:
+        """Return what the run's status.json says; None before its first attempt."""
+        # Strings instead of paths: for 10,000 runs pathlib takes longer than the disk.
+        path = f"{self._root}/{run.directory}/{STATUS_FILE}"
+        try:
+            found = os.stat(path)
+            version = (found.st_mtime_ns, found.st_ino, found.st_size)
+            known = self._statuses.get(path)
+            if known is None or known[0] != version:
+                known = self._statuses[path] = (version, _read_status(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return known[1]
+
+    def claim(self, run: PlannedRun, attempt: int) -> Claim | None:
+        """Return a claim on the run, which never changes; None if there is none."""
+        key = (run.index, attempt)
+        if key not in self._claims:
+            if not (self._plan.claims / f"{run.index}.{attempt}").exists():
+                return None
+            self._claims[key] = claims.read(self._plan.claims, str(run.index), attempt)
+        return self._claims[key]
+
+
+def _read_status(path: str) -> Status | None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        raw = json.loads(os.read(handle, os.fstat(handle).st_size))
+    except ValueError:
+        return None
+    finally:
+        os.close(handle)
+    return parse_status(raw if isinstance(raw, dict) else None)
 
 
 def attempts_of(claim: Claim | None, status: Status | None) -> int:
@@ -80,15 +179,17 @@ def standing(
     return State.LOST, f"{where} is gone and left no end record"
 
 
-def queue_of(plan: Plan) -> Queue | None:
+def queue_of(plan: Plan, entries: Sequence[Entry] | None = None) -> Queue | None:
     """Ask squeue, unless no job of the sweep was ever handed to SLURM.
 
     Raises:
         ClusterError: SLURM is there and does not answer.
     """
-    if all(entry.submission.share.backend == LOCAL for entry in ledger.entries(plan.home)):
+    known = ledger.entries(plan.home) if entries is None else entries
+    if all(entry.submission.share.backend == LOCAL for entry in known):
         return None
-    return scheduler.queue()
+    # The jobs are those of whoever launched the sweep, who need not be the one that asks.
+    return scheduler.queue(plan.home.stat().st_uid)
 
 
 @dataclass(frozen=True)
@@ -98,6 +199,31 @@ class _HandedOver:
     entry: Entry
     place: int
     attempt: int
+    notes: Callable[[Submission], Notes]
+    """Reads what the workers of a submission left word of, once a survey."""
+
+    def note(self, kind: Note) -> str | None:
+        """Return what a worker that was to do the run said of it; None if it said nothing."""
+        for (found, element), reason in self.notes(self.entry.submission).items():
+            if found is kind and (self.entry.submission.share.drain or element == self.place):
+                return reason
+        return None
+
+    def next_job(
+        self, state: State, attempt: int, job: str | None, queue: Queue | None
+    ) -> str | None:
+        """Return the live job that goes on with the run by itself; None if none does."""
+        if attempt < self.attempt or state in DONE or state is State.PLANNED:
+            return None
+        return continuation.next_job(
+            self.entry,
+            self.place,
+            attempt - self.attempt,
+            state,
+            job,
+            queue,
+            partial(self.notes, self.entry.submission),
+        )
 
     @property
     def job(self) -> str | None:
@@ -110,10 +236,11 @@ _UNEXPLAINED = (State.LOST, State.PLANNED)
 """States in which a run's job may tell what happened."""
 
 
-def _handed_over(plan: Plan) -> dict[int, _HandedOver]:
+def _handed_over(plan: Plan, entries: Sequence[Entry]) -> dict[int, _HandedOver]:
+    notes = lru_cache(maxsize=None)(lambda name: by_name[name].notes(plan.home))
     return {
-        index: _HandedOver(entry, place, attempt)
-        for entry in ledger.entries(plan.home)
+        index: _HandedOver(entry, place, attempt, notes)
+        for entry in entries
         for place, (index, attempt) in enumerate(entry.submission.share.runs)
         if entry.answer == ledger.TAKEN
     }
@@ -122,31 +249,45 @@ def _handed_over(plan: Plan) -> dict[int, _HandedOver]:
 def _state(
     plan: Plan,
     run: PlannedRun,
+    status: Status | None,
     claim: Claim | None,
     handed: _HandedOver | None,
     queue: Queue | None,
 ) -> RunState:
-    status = read_status(plan.directory(run))
     attempts = attempts_of(claim, status)
     if handed is not None and handed.attempt > attempts:
         waiting = handed.entry.live_job(handed.place, queue)
         if waiting is not None:
-            why = queue[waiting].reason if queue is not None and waiting in queue else None
-            return RunState(run, State.PENDING, attempts, status, why, waiting)
-        failure = handed.entry.submission.failure(plan.home, handed.place)
+            element = queue[waiting] if queue is not None and waiting in queue else None
+            why, node = (element.why, element.node) if element else (None, None)
+            return RunState(run, State.PENDING, attempts, status, why, waiting, node)
+        unstarted = handed.note(Note.UNSTARTED)
+        if unstarted is not None and attempts == 0:
+            return RunState(run, State.PLANNED, 0, reason=unstarted)
+        failure = handed.note(Note.FAILED)
         if failure is not None:
             return RunState(run, State.LOST, attempts, status, failure)
         if claim is None and status is None:
             why = f"job {handed.entry.job} ended before the run began" if handed.entry.job else None
             return RunState(run, State.PLANNED, 0, reason=why, job=handed.job)
     state, reason = standing(claim, status, queue)
-    return RunState(run, state, attempts, status, reason, claim.owner.job if claim else None)
+    job = claim.owner.job if claim else status.job if status else None
+    if job is None and handed is not None and handed.attempt == attempts:
+        job = handed.job
+    node = status.node or status.host if status and status.attempt == attempts else None
+    onward = handed.next_job(state, attempts, job, queue) if handed else None
+    if onward is not None:
+        element = queue[onward] if queue is not None and onward in queue else None
+        before = f"goes on after {state}: {reason}" if reason else None
+        why = "; ".join(part for part in (element and element.why, before) if part)
+        return RunState(run, State.PENDING, attempts, status, why or None, onward)
+    return RunState(run, state, attempts, status, reason, job, node)
 
 
-def _with_ending(state: RunState, endings: Mapping[str, tuple[State, str]]) -> RunState:
+def _with_ending(state: RunState, endings: Mapping[str, Ending]) -> RunState:
     if state.state not in _UNEXPLAINED or state.job is None or state.job not in endings:
         return state
-    final, reason = endings[state.job]
-    if state.state is State.PLANNED and final is State.CANCELLED:
+    ending = endings[state.job]
+    if state.state is State.PLANNED and ending.state is State.CANCELLED:
         return state
-    return replace(state, state=final, reason=reason)
+    return replace(state, state=ending.state, reason=ending.reason, node=state.node or ending.node)
