@@ -159,7 +159,11 @@ def explained(error: Exception) -> UserError:
         group, _, option = missing.rpartition("/")
         if group:
             return unknown("option", option, error.options, group)
-    return UserError(" ".join(line.strip() for line in str(error).splitlines() if line.strip()))
+    cause: BaseException | None = error
+    while cause is not None and not str(cause).strip():  # Hydra wraps some in an empty one
+        cause = cause.__cause__
+    said = str(cause or type(error).__name__)
+    return UserError(" ".join(line.strip() for line in said.splitlines() if line.strip()))
 
 
 def _explained_value(text: str, config: DictConfig, error: Exception) -> UserError:
