@@ -1,4 +1,4 @@
-"""Exponential averages that an optimizer keeps for its weights."""
+"""What optimizers keep for their weights from step to step, one tensor for each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+State = MutableMapping[Tensor, Any]
+
+
+def kept(
+    state: State, key: str, weights: Sequence[Tensor], firsts: Sequence[Tensor], *, from_zero: bool
+) -> list[Tensor]:
+    """Return what is kept under ``key``, which starts at a copy of its first, or at zeros."""
+    for weight, first in zip(weights, firsts, strict=True):
+        if key not in state[weight]:
+            state[weight][key] = torch.zeros_like(first) if from_zero else first.clone()
+    return [state[weight][key] for weight in weights]
+
 
 def averaged(
-    state: MutableMapping[Tensor, Any],
+    state: State,
     key: str,
     weights: Sequence[Tensor],
     values: Sequence[Tensor],
@@ -18,13 +30,10 @@ def averaged(
     *,
     from_zero: bool = False,
 ) -> list[Tensor]:
-    """Move the averages kept under ``key`` in each weight's state towards ``values``; return them.
+    """Move the exponential averages kept under ``key`` towards ``values`` and return them.
 
-    An average starts at its first value, or at zero where the caller corrects the bias.
+    They start at their first values, or at zero where the caller corrects the bias.
     """
-    for weight, value in zip(weights, values, strict=True):
-        if key not in state[weight]:
-            state[weight][key] = torch.zeros_like(value) if from_zero else value.clone()
-    averages = [state[weight][key] for weight in weights]
+    averages = kept(state, key, weights, values, from_zero=from_zero)
     torch._foreach_lerp_(averages, list(values), 1 - decay)
     return averages

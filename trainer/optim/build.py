@@ -13,6 +13,7 @@ from trainer.optim.dap import build_dap
 from trainer.optim.euclidean import build_adam, build_momentum, build_nadam, build_sgd
 from trainer.optim.momo import build_momo, build_momo_adam
 from trainer.optim.noneuclidean import build_spectral
+from trainer.optim.sign import build_sign
 
 _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
     p.SgdParams: build_sgd,
@@ -23,6 +24,8 @@ _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.
     p.MuonParams: build_spectral,
     p.MomoParams: build_momo,
     p.MomoAdamParams: build_momo_adam,
+    p.SignParams: build_sign,
+    p.LionParams: build_sign,
     p.DapParams: build_dap,
     p.DapAcceleratedParams: build_dap,
 }

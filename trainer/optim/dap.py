@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from trainer.kernels import AdamWScalars, adamw_step
 from trainer.kernels.operands import Slot
 from trainer.optim import inverse
+from trainer.optim.averages import kept
 from trainer.optim.groups import split_parameters
 from trainer.optim.moments import InputMoment
 from trainer.optim.params import DapParams
@@ -203,10 +204,7 @@ class Dap(torch.optim.Optimizer):
 
     def _state(self, weights: list[Tensor], key: str) -> list[Tensor]:
         """Return the tensors kept under ``key``; they start at zero."""
-        for weight in weights:
-            if key not in self.state[weight]:
-                self.state[weight][key] = torch.zeros_like(weight)
-        return [self.state[weight][key] for weight in weights]
+        return kept(self.state, key, weights, weights, from_zero=True)
 
     def _now(self, weights: list[Tensor]) -> float:
         """Return the time; under debug_timing once the device has done its work."""

@@ -247,3 +247,29 @@ class Momo:
             else:
                 x[k] = (x[k] - move) / (1 + lr * lam)
         return tau, self.f_star
+
+
+class Sign:
+    """sign-gd, sign-gd-nonlmo and lion."""
+
+    def __init__(self, name: str, p: Any) -> None:
+        self.name, self.p = name, p
+        self.b: dict[str, Array] = {}
+
+    def step(self, x: dict[str, Array], g: dict[str, Array], lr: float) -> None:
+        q: dict[str, Array] = {}
+        for k, gk in g.items():
+            b = self.b.get(k, 0 * gk)
+            if self.name == "lion":
+                b1, b2 = self.p.betas
+                q[k] = b1 * b + (1 - b1) * gk
+                self.b[k] = b2 * b + (1 - b2) * gk
+            else:
+                mu = self.p.momentum
+                self.b[k] = mu * b + gk
+                q[k] = gk + mu * self.b[k] if self.p.nesterov else self.b[k]
+        size = lr
+        if self.name == "sign-gd-nonlmo":
+            size *= sum(float(np.abs(each).sum()) for each in q.values())
+        for k, each in q.items():
+            x[k] = (1 - lr * self.p.weight_decay) * x[k] - size * np.sign(each)
