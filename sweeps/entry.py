@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from rundir import UserError
 from sweeps import composition, single
@@ -28,6 +30,12 @@ def run_composed(config: DictConfig) -> int:
         config: the job's config, without the ``hydra`` node.
     """
     hydra = composition.hydra_of(HydraConfig.instance().cfg)
+    sweep = OmegaConf.select(hydra, "runtime.choices.sweep")
+    if sweep is not None and hydra.mode != RunMode.MULTIRUN:
+        raise UserError(
+            f"sweep={sweep} is no sweep; write `# @package _global_` above its definition and "
+            "`hydra: {mode: MULTIRUN}` into it"
+        )
     overrides = tuple(str(text) for text in hydra.overrides.task)
     groups = composition.group_overrides(overrides, GlobalHydra.instance().config_loader())
     composed = Composed(overrides, groups, config, composition.resolve(config), hydra)
@@ -69,6 +77,8 @@ def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> User
 
     The command line is composed again step by step, which finds the override at fault.
     """
+    if isinstance(error, (yaml.YAMLError, UnicodeError)):
+        return _unreadable(error)
     given = get_args(list(arguments))
     single = [text for text in given.overrides if "," not in text]
     more = [str(Path(given.config_dir).absolute())] if given.config_dir else []
@@ -77,3 +87,11 @@ def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> User
     except UserError as found:
         return found
     return composition.explained(error)
+
+
+def _unreadable(error: Exception) -> UserError:
+    """Return in one line where a config file is no YAML, and why."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return UserError(f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', error)}")
+    return UserError(f"a config file can't be read: {' '.join(str(error).split())}")

@@ -87,7 +87,7 @@ class Planner(Sweeper):
         Raises:
             UserError: the sweep named by ``after`` does not exist, failed, or is not over.
         """
-        after = stages.After.read(OmegaConf.select(self.config, "sweep.after"))
+        after = stages.After.read(_of_sweep(self.config, "after"))
         if after is None:
             return stages.no_first_stage
         folders = [folder / "sweep" for folder in _config_folders(self.config)]
@@ -147,9 +147,7 @@ _NAME = re.compile(r"\w[\w.+=-]*")
 
 def sweep_name(config: DictConfig) -> str:
     """Return the sweep's name: its definition's, ``paths.sweep``, or the time of the launch."""
-    node = OmegaConf.select(config, "sweep")
-    given = node.get("name") if isinstance(node, DictConfig) else None
-    given = given or OmegaConf.select(config, "paths.sweep") or _chosen(config)
+    given = _of_sweep(config, "name") or OmegaConf.select(config, "paths.sweep") or _chosen(config)
     name = str(given or time.strftime("%Y-%m-%d_%H-%M-%S"))
     if not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES:
         raise UserError(
@@ -157,6 +155,14 @@ def sweep_name(config: DictConfig) -> str:
             f"{MAX_NAME_BYTES} bytes: letters, digits and . _ + = -"
         )
     return name
+
+
+def _of_sweep(config: DictConfig, key: str) -> object:
+    """Return what the definition says of itself; its values may still need resolving."""
+    node = OmegaConf.select(config, "sweep")
+    if node is not None and not isinstance(node, DictConfig):
+        raise UserError(f"sweep = {node!r}; must be a mapping such as {{grid: …}}")
+    return None if node is None else node.get(key)
 
 
 def _chosen(config: DictConfig) -> str | None:
