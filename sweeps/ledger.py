@@ -125,13 +125,6 @@ class Submission:
                 found[Note(kind), int(element)] = str((read_json(path) or {}).get("reason"))
         return found
 
-    def failure(self, home: Path, place: int) -> str | None:
-        """Return why a worker of the run at ``place`` ended before any claim; None if none did."""
-        for (kind, element), reason in self.notes(home).items():
-            if kind is Note.FAILED and (self.share.drain or element == place):
-                return reason
-        return None
-
     def cancel(self, home: Path) -> None:
         """Note that the user has cancelled it: none of its elements requeues itself any more."""
         (self.folder(home) / CANCELLED_FILE).touch()

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TypeAlias
 
 from rundir import DONE, ENDED, ClusterError, State, Status
 from rundir.files import STATUS_FILE, parse_status
-from sweeps import claims, ledger, scheduler
+from sweeps import claims, continuation, ledger, scheduler
 from sweeps.claims import Claim
-from sweeps.ledger import LOCAL, Entry
+from sweeps.ledger import LOCAL, Entry, Note
 from sweeps.plan import Plan, PlannedRun
 from sweeps.scheduler import Ending, Queue
 
@@ -68,10 +69,10 @@ def survey(
         accounting: asked how jobs ended that neither the runs' records nor squeue tell of.
     """
     held = claims.attempts(plan.claims)
-    handed = _handed_over(ledger.entries(plan.home) if entries is None else entries)
+    handed = _handed_over(plan, ledger.entries(plan.home) if entries is None else entries)
     records = Records(plan) if records is None else records
     states = [
-        _present(plan, run, held.get(str(run.index), 0), handed.get(run.index), queue, records)
+        _present(run, held.get(str(run.index), 0), handed.get(run.index), queue, records)
         for run in plan.runs
     ]
     if queue is None:
@@ -83,7 +84,6 @@ def survey(
 
 
 def _present(
-    plan: Plan,
     run: PlannedRun,
     attempt: int,
     handed: _HandedOver | None,
@@ -94,13 +94,13 @@ def _present(
     status = records.status(run)
     if status is not None and status.state in ENDED and status.attempt >= attempt:
         # Who held the claim matters only while the attempt has no end on record.
-        return _state(plan, run, status, None, handed, queue)
+        return _state(run, status, None, handed, queue)
     # An attempt may have begun since the claims were listed.
     claim = records.claim(run, max(attempt, status.attempt if status else 0))
-    found = _state(plan, run, status, claim, handed, queue)
+    found = _state(run, status, claim, handed, queue)
     if found.state is State.LOST:
         # It may have ended between the look at its record and the look at its process.
-        found = _state(plan, run, records.status(run), claim, handed, queue)
+        found = _state(run, records.status(run), claim, handed, queue)
     return found
 
 
@@ -199,12 +199,12 @@ class _HandedOver:
     entry: Entry
     place: int
     attempt: int
-    notes: Callable[[Submission], Notes]
-    """Reads what the workers of a submission left word of, once a survey."""
+    notes: Callable[[], Mapping[tuple[Note, int], str]]
+    """Reads what the submission's workers left word of, once a survey."""
 
     def note(self, kind: Note) -> str | None:
         """Return what a worker that was to do the run said of it; None if it said nothing."""
-        for (found, element), reason in self.notes(self.entry.submission).items():
+        for (found, element), reason in self.notes().items():
             if found is kind and (self.entry.submission.share.drain or element == self.place):
                 return reason
         return None
@@ -222,7 +222,7 @@ class _HandedOver:
             state,
             job,
             queue,
-            partial(self.notes, self.entry.submission),
+            self.notes,
         )
 
     @property
@@ -237,17 +237,16 @@ _UNEXPLAINED = (State.LOST, State.PLANNED)
 
 
 def _handed_over(plan: Plan, entries: Sequence[Entry]) -> dict[int, _HandedOver]:
-    notes = lru_cache(maxsize=None)(lambda name: by_name[name].notes(plan.home))
-    return {
-        index: _HandedOver(entry, place, attempt, notes)
-        for entry in entries
-        for place, (index, attempt) in enumerate(entry.submission.share.runs)
-        if entry.answer == ledger.TAKEN
-    }
+    found = {}
+    for entry in entries:
+        if entry.answer == ledger.TAKEN:
+            notes = cache(partial(entry.submission.notes, plan.home))
+            for place, (index, attempt) in enumerate(entry.submission.share.runs):
+                found[index] = _HandedOver(entry, place, attempt, notes)
+    return found
 
 
 def _state(
-    plan: Plan,
     run: PlannedRun,
     status: Status | None,
     claim: Claim | None,

@@ -168,9 +168,9 @@ def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[Ru
 
 
 def _submissions(groups: _Groups, code: str) -> list[tuple[_Request, Submission]]:
-    git = provenance.git_state()
+    git, launch = provenance.git_state(), secrets.token_hex(4)
     return [
-        (request, Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git))
+        (request, Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git, launch))
         for request, runs in groups
         for share in request.launcher.divide(
             request.cluster, [(s.run.index, s.attempts + 1) for s in runs]
