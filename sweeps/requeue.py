@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rundir import ClusterError
 from sweeps.ledger import Note, Submission
-from sweeps.scheduler import _run as ask
+from sweeps.scheduler import ask
 
 
 def this_element() -> str | None:

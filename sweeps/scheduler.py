@@ -106,7 +106,7 @@ def queue(user: int | None = None) -> Queue | None:
     if not available():
         return None
     whose = f"--user={os.getuid() if user is None else user}"
-    text = _run("squeue", "--noheader", "--array", "--states=all", whose, "--format=%F|%K|%T|%N|%r")
+    text = ask("squeue", "--noheader", "--array", "--states=all", whose, "--format=%F|%K|%T|%N|%r")
     live, endings = {}, {}
     for line in text.splitlines():
         job, index, state, node, reason = line.split("|", 4)
@@ -127,10 +127,10 @@ def _ending(word: str, why: str | None, nodes: str) -> Ending:
 
 def find_submission(name: str) -> str | None:
     """Return the id of the job of this name, queued or ended; None if there is none."""
-    text = _run("squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%F")
+    text = ask("squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%F")
     if not text.strip():
         try:
-            text = _run(
+            text = ask(
                 "sacct", "--noheader", "--parsable2", "-X", f"--name={name}", "--format=JobID"
             )
         except ClusterError:  # accounting is off
@@ -151,7 +151,7 @@ def endings(jobs: Collection[str]) -> dict[str, Ending]:
     fields = "--format=JobID,State,ExitCode,NodeList"
     command = ("sacct", "--noheader", "--parsable2", "-X", f"--jobs={','.join(arrays)}", fields)
     found = {}
-    for line in _run(*command, seconds=ACCOUNTING_S).splitlines():
+    for line in ask(*command, seconds=ACCOUNTING_S).splitlines():
         job, state, code, nodes = line.split("|")[:4]
         if job in jobs and state and state.split()[0] in _STATES:
             found[job] = _ending(state, f"exit code {code}", nodes)
@@ -161,7 +161,7 @@ def endings(jobs: Collection[str]) -> dict[str, Ending]:
 def max_array_size() -> int:
     """Return the cluster's MaxArraySize: the largest array index is one less."""
     match = re.search(
-        r"^MaxArraySize\s*=\s*(\d+)", _run("scontrol", "show", "config"), re.MULTILINE
+        r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE
     )
     return int(match[1]) if match else 1001
 
@@ -169,7 +169,7 @@ def max_array_size() -> int:
 def cancel(jobs: Collection[str]) -> None:
     """Cancel jobs or elements."""
     if jobs:
-        _run("scancel", *sorted(jobs))
+        ask("scancel", *sorted(jobs))
 
 
 def require() -> None:
@@ -207,7 +207,12 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(inherited)
 
 
-def _run(*command: str, seconds: float = TIMEOUT_S) -> str:
+def ask(*command: str, seconds: float = TIMEOUT_S) -> str:
+    """Run one of SLURM's commands and return what it prints.
+
+    Raises:
+        ClusterError: with its words, when it fails, is not there, or does not answer.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except FileNotFoundError:
