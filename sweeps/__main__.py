@@ -115,8 +115,11 @@ def logs(arguments: argparse.Namespace) -> int:
 def cancel(arguments: argparse.Namespace) -> int:
     """Stop a sweep: cancel its jobs, ask its local workers to checkpoint and end."""
     plan = find(arguments.sweep)
+    entries = ledger.entries(plan.home)
+    for entry in entries:  # first, so that no worker requeues itself meanwhile
+        entry.submission.cancel(plan.home)
     stopped = local.stop(plan)
-    jobs = {entry.job for entry in ledger.entries(plan.home) if entry.job}
+    jobs = {entry.job for entry in entries if entry.job}
     queue = scheduler.queue() if jobs else None
     live = {element for element in queue or {} if element.partition("_")[0] in jobs}
     scheduler.cancel({element.partition("_")[0] for element in live})
