@@ -3,10 +3,11 @@
     {"event": "intent",   "submission": id}             before the scheduler is called
     {"event": "job",      "submission": id, "job": …}   the scheduler took it; local: "owners"
     {"event": "refused",  "submission": id, "reason"}   the scheduler said no
-    {"event": "void",     "submission": id}             never reached the scheduler
+    {"event": "void",     "submission": id}             the scheduler knows nothing of it
 
 An intent without an answer means that the launcher died in between: the scheduler is asked for the
-submission's id, which travels in the job's name, before anything is submitted again.
+submission's id, which travels in the job's name, before anything is submitted again. An sbatch that
+outlives its launcher may still get through later: a void submission is asked for again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ SLURM, LOCAL = "slurm", "local"
 
 TAKEN = "job"
 """The event, and answer, that the scheduler took a submission."""
+
+VOID = "void"
+"""The event, and answer, that the scheduler knew nothing of a submission when it was asked."""
 
 LOCAL_WORKERS = "local workers"
 """Stands for the job of a run that waits for workers on a machine without a scheduler."""
@@ -157,6 +161,8 @@ class Entry:
     """SLURM's id of the array; None for local workers."""
     owners: tuple[Owner, ...] = ()
     """Local workers' processes."""
+    intended_at: float = 0.0
+    """Unix time of the intent."""
 
     def live_job(self, place: int, queue: Collection[str] | None) -> str | None:
         """Return the live job that will get to the run at ``place``; None if none will."""
@@ -183,6 +189,7 @@ def record(home: Path, event: str, submission: str, **fields: object) -> None:
 def entries(home: Path) -> list[Entry]:
     """Return every submission that the ledger knows, oldest first."""
     last: dict[str, dict[str, Any]] = {}
+    first: dict[str, float] = {}
     try:
         lines = (home / LEDGER_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -193,13 +200,14 @@ def entries(home: Path) -> list[Entry]:
         except ValueError:  # torn by a kill in the middle of the write
             continue
         last[event["submission"]] = {**last.get(event["submission"], {}), **event}
+        first.setdefault(event["submission"], event["t"])
     found = []
     for name, event in last.items():
         submission = Submission.read(home, name)
         if submission is not None:
             answer = event["event"] if event["event"] != "intent" else None
             owners = tuple(Owner.from_record(owner) for owner in event.get("owners", ()))
-            found.append(Entry(submission, answer, event.get("job"), owners))
+            found.append(Entry(submission, answer, event.get("job"), owners, first[name]))
     return found
 
 

@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from rundir import ClusterError, State
@@ -125,18 +126,31 @@ def _ending(word: str, why: str | None, nodes: str) -> Ending:
     return Ending(_STATES[word.split(maxsplit=1)[0]], said, node)
 
 
-def find_submission(name: str) -> str | None:
-    """Return the id of the job of this name, queued or ended; None if there is none."""
-    text = ask("squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%F")
-    if not text.strip():
-        try:
-            text = ask(
-                "sacct", "--noheader", "--parsable2", "-X", f"--name={name}", "--format=JobID"
-            )
-        except ClusterError:  # accounting is off
-            return None
-    match = re.match(r"\d+", text.strip())
-    return match[0] if match else None
+def jobs_named(names: Collection[str], since: float) -> dict[str, str]:
+    """Return the ids of the user's jobs of these names, queued or ended, by name.
+
+    squeue shows ended jobs for a while (MinJobAge, 300 s); of older ones only sacct knows.
+
+    Args:
+        names: of the jobs looked for.
+        since: Unix time before which none of them was submitted.
+
+    Raises:
+        ClusterError: SLURM does not answer.
+    """
+    text = ask("squeue", "--noheader", "--me", "--states=all", "--format=%F|%j")
+    found = _by_name(text, names)
+    if len(found) < len(set(names)):
+        start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 1))
+        what = (f"--starttime={start}", "--format=JobID,JobName")
+        with suppress(ClusterError):  # accounting is off
+            found |= _by_name(ask("sacct", "--noheader", "--parsable2", "-X", *what), names)
+    return found
+
+
+def _by_name(text: str, names: Collection[str]) -> dict[str, str]:
+    rows = (line.partition("|")[::2] for line in text.splitlines())
+    return {name: job.partition("_")[0] for job, name in rows if name in names}
 
 
 def endings(jobs: Collection[str]) -> dict[str, Ending]:
@@ -160,9 +174,7 @@ def endings(jobs: Collection[str]) -> dict[str, Ending]:
 
 def max_array_size() -> int:
     """Return the cluster's MaxArraySize: the largest array index is one less."""
-    match = re.search(
-        r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE
-    )
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
     return int(match[1]) if match else 1001
 
 

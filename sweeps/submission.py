@@ -116,15 +116,24 @@ def _settled(plan: Plan) -> Plan:
     """Return the plan as it is on disk, after asking SLURM for what became of its intents.
 
     An intent is without an answer where the launcher died before it could note the job's id.
+
+    Raises:
+        ClusterError: SLURM does not answer; nothing is decided then.
     """
     plan = Plan.read(plan.root) or plan
-    for entry in ledger.entries(plan.home):
-        if entry.answer is None and entry.submission.share.backend == SLURM:
-            job = scheduler.find_submission(job_name(plan.sweep, entry.submission.id))
-            if job is None:
-                ledger.record(plan.home, "void", entry.submission.id)
-            else:
-                ledger.record(plan.home, "job", entry.submission.id, job=job)
+    entries = {
+        job_name(plan.sweep, entry.submission.id): entry
+        for entry in ledger.entries(plan.home)
+        if entry.answer in {None, ledger.VOID} and entry.submission.share.backend == SLURM
+    }
+    if not entries:
+        return plan
+    found = scheduler.jobs_named(entries, min(entry.intended_at for entry in entries.values()))
+    for name, entry in entries.items():
+        if name in found:
+            ledger.record(plan.home, ledger.TAKEN, entry.submission.id, job=found[name])
+        elif entry.answer is None:
+            ledger.record(plan.home, ledger.VOID, entry.submission.id)
     return plan
 
 
