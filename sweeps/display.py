@@ -17,6 +17,7 @@ from rundir import DONE, ENDED, State, Status
 from rundir.wording import count_of, duration
 from sweeps.clusters import Cluster
 from sweeps.ledger import Submission
+from sweeps.overrides import brief
 from sweeps.plan import Plan
 from sweeps.states import RunState
 
@@ -68,7 +69,7 @@ def dry_run(
         table.add_column(name, overflow="fold")
     for state in asked:
         run = state.run
-        values = [str(run.varying.get(key, "")) for key in keys]
+        values = [Text(brief(run.varying.get(key, ""))) for key in keys]
         fresh = "new" if state.state is State.PLANNED else str(state.state)
         table.add_row(str(run.index), *values, fresh, Text(str(plan.directory(run))))
     out.print(table)

@@ -62,4 +62,11 @@ def parse(text: str) -> Override:
 
 def shown(point: Mapping[str, Any]) -> str:
     """Return a point for a message: ``lr=0.001, optimizer=muon``."""
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={brief(value)}" for key, value in point.items())
+
+
+def brief(value: object) -> str:
+    """Return a value for a table or message: printable, and of at most 60 characters."""
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 60 else text[:59] + "…"
