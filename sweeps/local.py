@@ -12,12 +12,16 @@ from rundir import DONE, State
 from rundir.files import LOG_FILE
 from rundir.wording import count_of
 from sweeps import claims, ledger, states
-from sweeps.display import by_reason, err, print_tail, summary, watch
+from sweeps.display import err, print_tail, summary
 from sweeps.plan import Plan
-from sweeps.states import RunState
+from sweeps.progress import Pace, watch
+from sweeps.runtable import by_reason
+from sweeps.states import Records, RunState
 
 POLL_S = 0.5
 """Seconds between two looks at the runs."""
+
+PACE = Pace(POLL_S, POLL_S, POLL_S)
 
 PATIENCE_S = 10.0
 """Seconds without a run at work after which the user is told why."""
@@ -43,17 +47,17 @@ def follow(plan: Plan, indices: Sequence[int]) -> int:
 
 
 def _follow(plan: Plan, indices: Sequence[int]) -> list[RunState]:
-    looks = itertools.count()
+    looks, records = itertools.count(), Records(plan)
 
     def survey() -> list[RunState]:
-        surveyed = states.survey(plan)
+        surveyed = states.survey(plan, records=records)
         asked = [surveyed[index] for index in indices]
         idle = not any(state.state is State.RUNNING for state in asked)
         if next(looks) * POLL_S == PATIENCE_S and idle:
             err.print("waiting for cores: other sweeps of yours use this machine")
         return asked
 
-    return watch(plan, survey, itertools.repeat(POLL_S))
+    return watch(plan, survey, PACE)
 
 
 def _finish(plan: Plan, asked: Sequence[RunState]) -> int:

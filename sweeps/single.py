@@ -7,7 +7,7 @@ from typing import Any
 
 from rundir import DONE, State, UserError, read_json, read_status
 from rundir.files import LOG_FILE, OUTPUTS, RUN_FILE, UNSIGNED_KEYS
-from sweeps import claims, display, identity, provenance, states, tasks
+from sweeps import claims, display, identity, progress, provenance, states, tasks
 from sweeps.composition import Composed
 from sweeps.execution import Job, execute
 from sweeps.overrides import parse
@@ -60,7 +60,7 @@ def carry_out(job: Job, threads: int | None) -> int:
         raise UserError(f"can't write {job.directory}: {error.strerror}") from None
     if not won:
         raise UserError(f"{job.directory} was claimed by another process just now")
-    status = execute(job, attempt, threads, on_progress=display.OneRun(job.name))
+    status = execute(job, attempt, threads, on_progress=progress.OneRun(job.name))
     if status.state is not State.COMPLETED:
         log = job.directory / LOG_FILE
         display.err.print(f"{status.state}: {status.reason}; see {log}", markup=False)

@@ -68,10 +68,10 @@ class Shell:
         return done
 
     def status(self, *sweep: str) -> list[dict[str, Any]]:
-        """Return what ``python -m sweeps status --json`` says."""
+        """Return the runs that ``python -m sweeps status --json`` tells of."""
         found: list[dict[str, Any]] = json.loads(
             self("-m", "sweeps", "status", *sweep, "--json", code=None).stdout
-        )
+        )["runs"]
         return found
 
 

@@ -1,0 +1,86 @@
+"""Completion for ``python -m sweeps`` in bash, written from the parser so that it can't drift.
+
+    eval "$(python launch.py -sc install=bash)"       # Hydra's: groups, sweeps, keys
+    eval "$(python -m sweeps completion)"             # this one, after it
+
+bash knows one completion per command word, and both begin with ``python``: what is not
+``-m sweeps`` is passed on to whatever was there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from rundir.files import MULTIRUN, SWEEP_DIR
+
+_SCRIPT = r"""
+_optsweep_found=$(complete -p python 2>/dev/null | sed -n 's/.* -F \([^ ]*\) .*/\1/p')
+[ "$_optsweep_found" != _optsweep ] && _optsweep_other=$_optsweep_found
+_optsweep() {
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} legal='' sweep
+  if [ "${COMP_WORDS[1]}" != -m ] || [ "${COMP_WORDS[2]}" != sweeps ]; then
+    [ -n "$_optsweep_other" ] && "$_optsweep_other" "$@"
+    return
+  fi
+  COMPREPLY=()
+  if [ "$COMP_CWORD" -eq 3 ]; then
+    COMPREPLY=($(compgen -W '@COMMANDS@' -- "$word"))
+    return
+  fi
+  case "$before" in
+@VALUES@
+  esac
+  case "${COMP_WORDS[3]}" in
+@OPTIONS@
+  esac
+  if [[ $word != -* && " @SWEEPING@ " == *" ${COMP_WORDS[3]} "* ]]; then
+    for sweep in @MULTIRUN@/*/@SWEEP_DIR@; do
+      [ -d "$sweep" ] && sweep=${sweep%/@SWEEP_DIR@} && legal+=" ${sweep##*/}"
+    done
+  fi
+  COMPREPLY=($(compgen -W "$legal" -- "$word"))
+}
+complete -o bashdefault -o default -F _optsweep python python3
+"""
+
+
+def bash(parser: argparse.ArgumentParser, values: Mapping[str, Sequence[str]]) -> str:
+    """Return the script that a shell evaluates.
+
+    Args:
+        parser: of the commands.
+        values: the words that may follow an option.
+    """
+    # argparse has no public list of what it knows.
+    commands = _commands(parser)
+    options = {
+        name: [text for action in command._actions for text in action.option_strings]  # noqa: SLF001
+        for name, command in commands.items()
+    }
+    filled = {
+        "COMMANDS": " ".join(commands),
+        "VALUES": "\n".join(
+            f"    {option}) COMPREPLY=($(compgen -W '{' '.join(legal)}' -- \"$word\")); return ;;"
+            for option, legal in values.items()
+        ),
+        "OPTIONS": "\n".join(f"    {n}) legal='{' '.join(o)}' ;;" for n, o in options.items()),
+        "SWEEPING": " ".join(
+            name
+            for name, command in commands.items()
+            if any(a.dest == "sweep" for a in command._actions)  # noqa: SLF001
+        ),
+        "MULTIRUN": MULTIRUN,
+        "SWEEP_DIR": SWEEP_DIR,
+    }
+    script = _SCRIPT
+    for name, text in filled.items():
+        script = script.replace(f"@{name}@", text)
+    return script
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            return dict(action.choices)
+    return {}
