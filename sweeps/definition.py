@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rundir import UserError, unknown
+from rundir import IllegalValue, UserError, unknown
 from rundir.files import UNSIGNED_KEYS
 from sweeps import paramsfile, sampling
 from sweeps.overrides import shown
@@ -121,12 +121,12 @@ def _expanded(
 
 def _blocks(blocks: object, where: str, folders: Sequence[Path]) -> list[_Placed]:
     if not isinstance(blocks, list) or not blocks:
-        raise UserError(f"{where} = {blocks!r}; must be a list of blocks")
+        raise IllegalValue(where, blocks, "a list of blocks")
     found: list[_Placed] = []
     for i, block in enumerate(blocks):
         name = f"{where}[{i}]"
         if not isinstance(block, Mapping) or not block:
-            raise UserError(f"{name} = {block!r}; must be a block such as {{grid: …}}")
+            raise IllegalValue(name, block, "a block such as {grid: …}")
         found += _expanded(block, name, folders, KEYS)
     return found
 
@@ -246,7 +246,7 @@ def _runs(runs: object, where: str) -> list[Point]:
     if runs is None:
         return [{}]
     if not isinstance(runs, list) or not runs:
-        raise UserError(f"{where} = {_short(runs)}; must be a list of {{key: value}} entries")
+        raise IllegalValue(where, runs, "a list of {key: value} entries")
     found = [dict(_mapping(run, f"{where}[{i}]")) for i, run in enumerate(runs)]
     for i, point in enumerate(found):
         for key, value in point.items():
@@ -271,9 +271,7 @@ def _seeds(seeds: object, where: str) -> list[Point]:
         _bounded([seeds], where)
         seeds = list(range(seeds))
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise UserError(
-            f"{where} = {_short(seeds)}; must be a count ≥ 1 or a list of whole numbers"
-        )
+        raise IllegalValue(where, seeds, "a count ≥ 1 or a list of whole numbers")
     return [{"seed": seed} for seed in seeds]
 
 
@@ -282,10 +280,8 @@ def _cluster(cluster: object, where: str) -> list[Point]:
     if cluster is None:
         return [{}]
     if not isinstance(cluster, Mapping) or not cluster:
-        raise UserError(
-            f"{where} = {_short(cluster)}; must be a mapping such as {{timeout_min: 120}}; "
-            "choose the cluster itself with cluster=… at launch"
-        )
+        must = "a mapping such as {timeout_min: 120}; choose the cluster itself with cluster=…"
+        raise IllegalValue(where, cluster, must)
     found: Point = {}
     for key, value in cluster.items():
         _require_plain(value, f"{where}.{key}")
@@ -300,13 +296,13 @@ def _cluster(cluster: object, where: str) -> list[Point]:
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     """Return ``value`` if it maps keys that a run's config may have."""
     if not isinstance(value, Mapping) or not value:
-        raise UserError(f"{where} = {_short(value)}; must be a non-empty mapping of config keys")
+        raise IllegalValue(where, value, "a non-empty mapping of config keys")
     for key in value:
         if not isinstance(key, str):
             raise UserError(f"{where}: key {key!r} must be a text; quote it")
         if not _KEY.fullmatch(key):
             raise UserError(
-                f"{where}: {_short(key)} is no key; must be a config group or a dotted config key"
+                f"{where}: {key[:100]!r} is no key; must be a config group or a dotted config key"
             )
         if bare(key) in _OF_THE_SWEEP or _root(key) in _NO_RUN_HAS:
             raise UserError(
@@ -317,7 +313,7 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
 
 def _values(values: object, where: str) -> list[Any]:
     if not isinstance(values, list) or not values:
-        raise UserError(f"{where} = {_short(values)}; must be a non-empty list of values")
+        raise IllegalValue(where, values, "a non-empty list of values")
     for i, value in enumerate(values):
         _require_plain(value, f"{where}[{i}]")
     return values
@@ -342,8 +338,3 @@ def _bounded(counts: Sequence[int], where: str) -> None:
         raise UserError(
             f"{where} has {math.prod(counts):,} runs; must be at most {MAX_POINTS:,} in one sweep"
         )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rundir import UserError, unknown
+from rundir import IllegalValue, UserError, unknown
 
 _KEYS = ("keys", "path")
 
@@ -55,9 +55,9 @@ def _parts(given: object, where: str) -> tuple[str, Mapping[str, str]]:
             raise unknown("key", str(key), _KEYS, where)
     path, keys = whole.get("path"), whole.get("keys") or {}
     if not isinstance(path, str) or not path or "\0" in path:
-        raise UserError(f"{where} = {path!r}; must be the path of a JSON file")
+        raise IllegalValue(where, path, "the path of a JSON file")
     if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys.values()):
-        raise UserError(f"{where}.keys = {keys!r}; must be a mapping {{name in the file: key}}")
+        raise IllegalValue(f"{where}.keys", keys, "a mapping {name in the file: key}")
     return path, {str(name): str(key) for name, key in keys.items()}
 
 

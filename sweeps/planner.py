@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rundir import UserError, unknown
 from rundir.files import MULTIRUN
 from sweeps import definition, launchers, stages, submission
-from sweeps.composition import Composer, explained
+from sweeps.composition import Composer
 from sweeps.definition import Point
 from sweeps.identity import MAX_NAME_BYTES
 from sweeps.overrides import parse
@@ -181,18 +181,12 @@ def _node(config: DictConfig, key: str) -> dict[str, Any]:
         node = OmegaConf.select(config, key)
         plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except OmegaConfBaseException as error:
-        raise next(
-            (e for e in _causes(error) if isinstance(e, UserError)), explained(error)
-        ) from None
+        said = str(error).splitlines()[0]
+        said = said.removeprefix("UserError raised while resolving interpolation: ")
+        raise UserError(f"{error.full_key or key}: {said}") from None
     if plain is not None and not isinstance(plain, dict):
         raise UserError(f"{key} = {plain!r}; must be a mapping")
     return {str(k): v for k, v in (plain or {}).items()}
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 _ELSEWHERE = {

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rundir import UserError, require, unknown
+from rundir import IllegalValue, UserError, require, unknown
 
 DIGITS = 6
 """Significant digits of a drawn number; more would only make the runs' names longer."""
@@ -42,7 +42,7 @@ def draw(sample: object, where: str) -> list[dict[str, Any]]:
         UserError: what is wrong with the sample, or that there are fewer than ``n`` points.
     """
     if not isinstance(sample, Mapping):
-        raise UserError(f"{where} = {sample!r}; must be a mapping {{n: …, seed: …, keys: …}}")
+        raise IllegalValue(where, sample, "a mapping {n: …, seed: …, keys: …}")
     for key in sample:
         if key not in _KEYS:
             raise unknown("key", str(key), _KEYS, where)
@@ -51,7 +51,7 @@ def draw(sample: object, where: str) -> list[dict[str, Any]]:
     require(type(seed) is int, f"{where}.seed", seed, "a whole number")
     keys = sample.get("keys")
     if not isinstance(keys, Mapping) or not keys:
-        raise UserError(f"{where}.keys = {keys!r}; must be a mapping {{key: {{uniform: [a, b]}}}}")
+        raise IllegalValue(f"{where}.keys", keys, "a mapping {key: {uniform: [a, b]}}")
     axes = {str(key): _axis(how, f"{where}.keys.{key}") for key, how in keys.items()}
     found: dict[str, dict[str, Any]] = {}
     for i in range(DRAWS_PER_POINT * (int(n or 0) + 10)):
@@ -71,10 +71,8 @@ def _uniform(seed: object, key: str, i: int) -> float:
 def _axis(how: object, where: str) -> Callable[[float], Any]:
     """Return the quantile function of one key's distribution."""
     if not isinstance(how, Mapping) or len(how) != 1:
-        raise UserError(
-            f"{where} = {how!r}; must be one distribution with its arguments: "
-            f"{', '.join(_DISTRIBUTIONS)}"
-        )
+        must = f"one distribution with its arguments: {', '.join(_DISTRIBUTIONS)}"
+        raise IllegalValue(where, how, must)
     ((name, args),) = how.items()
     if name not in _DISTRIBUTIONS:
         raise unknown("distribution", str(name), _DISTRIBUTIONS, where)
@@ -89,7 +87,7 @@ def _bounds(args: object, where: str, kinds: tuple[type, ...] = (int, float)) ->
         and all(type(a) in kinds and math.isfinite(a) for a in args)
         and args[0] < args[1]
     ):
-        raise UserError(f"{where} = {args!r}; must be two {words} [a, b] with a below b")
+        raise IllegalValue(where, args, f"two {words} [a, b] with a below b")
     return args[0], args[1]
 
 
@@ -105,7 +103,7 @@ def _over_uniform(args: object, where: str) -> Callable[[float], float]:
 def _over_log_uniform(args: object, where: str) -> Callable[[float], float]:
     low, high = _bounds(args, where)
     if low <= 0:
-        raise UserError(f"{where} = {args!r}; must begin above 0, a logarithm has no lower end")
+        raise IllegalValue(where, args, "bounds above 0")
     ratio = math.log(high) - math.log(low)
     return lambda u: _rounded(math.exp(math.log(low) + u * ratio), low, high)
 
@@ -117,7 +115,7 @@ def _over_int_uniform(args: object, where: str) -> Callable[[float], int]:
 
 def _over_choice(args: object, where: str) -> Callable[[float], Any]:
     if not isinstance(args, list) or not args:
-        raise UserError(f"{where} = {args!r}; must be a non-empty list of values")
+        raise IllegalValue(where, args, "a non-empty list of values")
     return lambda u: args[math.floor(u * len(args))]
 
 

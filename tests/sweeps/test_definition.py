@@ -63,7 +63,7 @@ def test_exclude_beside_blocks_sees_what_the_blocks_set():
         ),
         ({"runs": {"a": 1}}, "sweep.runs = {'a': 1}; must be a list of {key: value} entries"),
         ({"seeds": 0}, "sweep.seeds = 0; must be a count ≥ 1 or a list of whole numbers"),
-        ({"seeds": True}, "sweep.seeds = True; must be a count ≥ 1 or a list of whole numbers"),
+        ({"seeds": True}, "sweep.seeds = true; must be a count ≥ 1 or a list of whole numbers"),
         (
             {"grid": {"a": [1]}, "runs": [{"a": 2}]},
             "sweep: key a is set twice; give it in one place of a block",

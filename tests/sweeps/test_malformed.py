@@ -1,0 +1,324 @@
+"""Whatever stands in a definition: one clear line and exit code 2, or it arrives byte for byte.
+
+The whole family goes through the planner in this process, in front of one composed config; a few of
+it, and what no YAML parser lets through, through ``launch.py`` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf, open_dict
+
+from rundir import exit_code_of
+from sweeps.definition import points
+from sweeps.entry import CONFIG_DIR, CONFIG_NAME
+from sweeps.overrides import override, parse
+
+LR = "optimizer.optimizer_params.lr"
+WD = "optimizer.optimizer_params.weight_decay"
+HEAD = "# @package _global_\nhydra: {mode: MULTIRUN}\n"
+
+WRONG_TYPES = ("5", "[1]", "text", "true", "{}", "[]", "''")
+"""What no part of a definition that must be a mapping or a list of mappings may be."""
+
+
+def sampled(how: str, n: str = "3", more: str = "") -> str:
+    return f"sample: {{n: {n}, keys: {{{LR}: {how}}}{more}}}"
+
+
+MALFORMED = [
+    *(f"grid: {wrong}" for wrong in WRONG_TYPES),
+    *(f"grid: {{{LR}: {wrong}}}" for wrong in ("5", "text", "true", "{}", "[]", "null", "{a: 1}")),
+    *(f"zip: {wrong}" for wrong in WRONG_TYPES),
+    *(f"runs: {wrong}" for wrong in (*WRONG_TYPES, "[[1]]", "[null]", "[{}]", "{seed: 1}")),
+    *(f"blocks: {wrong}" for wrong in (*WRONG_TYPES, "[[1]]", "[null]", "[{}]", "{grid: {}}")),
+    *(f"exclude: {wrong}\nseeds: 2" for wrong in (*WRONG_TYPES, "[{}]", "{seed: 1}")),
+    *(f"cluster: {wrong}" for wrong in WRONG_TYPES if wrong != "{}"),
+    *(f"sample: {wrong}" for wrong in WRONG_TYPES),
+    *(f"params_file: {wrong}" for wrong in ("5", "[1]", "true", "''", "nowhere.json", "{}", "/")),
+    *(f"seeds: {wrong}" for wrong in ("0", "-1", "1.5", "true", "two", "[]", "[1.5]", "{a: 1}")),
+    # lengths and sizes
+    f"zip: {{{LR}: [1, 2], {WD}: [1]}}",
+    f"zip: {{{LR}: [1, 2], {WD}: []}}",
+    "seeds: 1000000000",
+    "seeds: 25\n" + sampled("{uniform: [0, 1]}", n="99999"),
+    # the same thing twice
+    f"grid: {{{LR}: [0.1, 0.1]}}",
+    f"grid: {{{LR}: [1, 1.0]}}",
+    f"grid: {{{LR}: [1]}}\nruns: [{{{LR}: 2}}]",
+    f"grid: {{{LR}: [1]}}\nblocks: [{{grid: {{{LR}: [2]}}}}]",
+    f"blocks: [{{grid: {{{LR}: [1]}}}}, {{runs: [{{{LR}: 1}}]}}]",
+    "blocks: [{seeds: [1], cluster: {timeout_min: 5}}, {seeds: [1], cluster: {timeout_min: 6}}]",
+    "seeds: [3, 3]",
+    f"grid: {{{LR}: [1], +{LR}: [2]}}\nruns: [{{++{LR}: 2}}]",
+    # nothing left, nothing meant
+    "seeds: 1\nexclude: [{seed: 0}]",
+    "seeds: 2\nexclude: [{seed: 7}]",
+    "seeds: 2\nexclude: [{sed: 1}]",
+    "seeds: [1]\nexclude: [{seed: true}]",
+    # unknown words
+    "gird: {seed: [1]}",
+    "seeds: 1\nsede: 2",
+    "blocks: [{name: inner, seeds: 1}]",
+    "blocks: [{after: quickstart, seeds: 1}]",
+    "blocks: [{seeds: 1, gird: {}}]",
+    "grid: {optimizer.optimizer_params.lrr: [1]}",
+    "grid: {optimizr: [adamw]}",
+    "grid: {optimizer: [adamx]}",
+    "grid: {model: [gpt-tiny, gpt-huge]}",
+    f"grid: {{{LR}.x: [1]}}",
+    f"grid: {{{LR}: [fast]}}",
+    f"grid: {{{LR}: [-1]}}",
+    # keys that are none
+    "grid: {1: [1]}",
+    "grid: {'a b': [1]}",
+    "grid: {'seed=1,2': [1]}",
+    "grid: {'seed;rm': [1]}",
+    'grid: {"seed\\n": [1]}',
+    "grid: {'': [1]}",
+    "grid: {~seed: [1]}",
+    "grid: {true: [1]}",
+    "runs: [{'$(x)': 1}]",
+    "grid: {hydra.job.chdir: [true, false]}",
+    "grid: {hydra/launcher: [basic]}",
+    "grid: {sweep: [quickstart]}",
+    "grid: {sweep.seeds: [1]}",
+    "grid: {dry_run: [true]}",
+    "grid: {cluster: [local, slurm]}",
+    "grid: {paths.multirun: [a, b]}",
+    "grid: {paths.sweep: [a, b]}",
+    # values that no override can write
+    "grid: {seed: [!!binary aGVsbG8=]}",
+    "runs: [{seed: !!binary aGVsbG8=}]",
+    "grid: {seed: ['???']}",
+    "grid: {seed: ['${nowhere.at.all}']}",
+    "grid: {seed: ['${best:seed}']}",
+    # samples
+    *(sampled(f"{{uniform: {wrong}}}") for wrong in ("5", "[1]", "[2, 1]", "[1, 1]", "[a, b]")),
+    *(sampled(f"{{uniform: {wrong}}}") for wrong in ("[0, .inf]", "[.nan, 1]", "[true, 2]", "{}")),
+    *(sampled(f"{{log_uniform: {wrong}}}") for wrong in ("[0, 1]", "[-1, 1]", "[1]", "[1, 2, 3]")),
+    *(sampled(f"{{int_uniform: {wrong}}}") for wrong in ("[0.5, 2]", "[3, 1]", "[1]")),
+    *(sampled(f"{{choice: {wrong}}}") for wrong in ("[]", "5", "{a: 1}")),
+    *(sampled("{uniform: [0, 1]}", n=n) for n in ("0", "-1", "1.5", "true", "many", "null")),
+    sampled("{choice: [1, 2]}", n="3"),
+    sampled("{normal: [0, 1]}"),
+    sampled("{uniform: [0, 1], choice: [1]}"),
+    sampled("[0, 1]"),
+    sampled("{uniform: [0, 1]}", more=", seed: x"),
+    sampled("{uniform: [0, 1]}", more=", sede: 1"),
+    "sample: {n: 2}",
+    "sample: {n: 2, keys: {}}",
+    "sample: {n: 2, keys: {'a b': {uniform: [0, 1]}}}",
+    # clusters
+    "seeds: 1\ncluster: {timeout_mni: 3}",
+    "seeds: 1\ncluster: {workers: many}",
+    "seeds: 1\ncluster: {workers: 0}",
+    "seeds: 1\ncluster: {partition: gpu}",
+    "seeds: 1\ncluster: {'a b': 1}",
+    "seeds: 1\ncluster: {1: 1}",
+    "cluster: {timeout_min: 5}\nruns: [{cluster.timeout_min: 6}]",
+    # second stages
+    *(f"seeds: 1\nafter: {wrong}" for wrong in ("5", "[quickstart]", "true", "{}", "''", "..")),
+    "seeds: 1\nafter: a/b",
+    "seeds: 1\nafter: quickstrat",
+    "seeds: 1\nafter: s",
+    "seeds: 1\nafter: {sweep: quickstart, mode: least}",
+    "seeds: 1\nafter: {sweep: quickstart, metric: loss}",
+    "seeds: 1\nafter: {sweep: quickstart, metric: 5}",
+    "seeds: 1\nafter: {sweep: quickstart, metrc: val/loss}",
+    "seeds: 1\nafter: {sweep: quickstart, allow_failed: maybe}",
+    "seeds: 1\nafter: {metric: val/loss}",
+    "seeds: 1\nafter: quickstart",
+    # names
+    *(f"seeds: 1\nname: {wrong}" for wrong in ("a/b", "..", ".hidden", "'a b'", "'a;b'", "'%j'")),
+    "seeds: 1\nname: [a]",
+    'seeds: 1\nname: "a\\nb"',
+    f"seeds: 1\nname: {'x' * 300}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """Return a function that plans a definition, given as the YAML of its ``sweep`` node."""
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        overrides = ["paths.sweep=s", "hydra.mode=MULTIRUN"]
+        master = loader.load_configuration(CONFIG_NAME, overrides, run_mode=RunMode.MULTIRUN)
+        context = HydraContext(config_loader=loader, callbacks=None)
+
+        HydraConfig.instance().set_config(master)
+        sweeper = Plugins.instance().instantiate_sweeper(
+            hydra_context=context, task_function=None, config=master
+        )
+
+        def planned(text: str) -> None:
+            with open_dict(sweeper.config):
+                sweeper.config.sweep = OmegaConf.create(text)
+            sweeper.sweep(["paths.sweep=s"])
+
+        yield planned
+
+
+@pytest.fixture(autouse=True)
+def launch_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def test_the_family_is_large_and_of_different_definitions():
+    assert len(set(MALFORMED)) == len(MALFORMED) >= 100
+    for text in MALFORMED:
+        assert isinstance(yaml.safe_load(text), dict), text
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_malformed_definition_is_one_line_with_exit_code_2_and_nothing_written(
+    text, plan, capsys, tmp_path
+):
+    code = exit_code_of(lambda: plan(text))
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1, said.err
+    assert said.err.startswith("error: ")
+    assert len(said.err) > len("error: ") + 15
+    assert len(said.err) < 700
+    assert os.listdir(tmp_path) == []
+
+
+UNREADABLE = {
+    "duplicate": "sweep:\n  grid: {seed: [1]}\n  grid: {seed: [2]}\n",
+    "duplicate_inside": "sweep:\n  grid: {seed: [1], seed: [2]}\n",
+    "unclosed": "sweep: {grid: {seed: [1\n",
+    "tab": "\tsweep: {seeds: 1}\n",
+    "unhashable": "sweep: {grid: {? [1, 2] : [1]}}\n",
+    "null_key": "sweep: {grid: {null: [1]}}\n",
+    "foreign_tag": "sweep: {grid: {seed: [!!python/object:os.system x]}}\n",
+    "half_an_interpolation": "sweep: {grid: {seed: ['${nope']}}\n",
+    "number": "sweep: 5\n",
+    "list": "sweep: [1]\n",
+    "no_group": "defaults: [override /model: nope]\nsweep: {seeds: 1}\n",
+    "another_key": "optimzer: {x: 1}\nsweep: {seeds: 1}\n",
+}
+"""Definitions that no parser, or Hydra itself, lets through."""
+
+
+@pytest.mark.parametrize("name", [*UNREADABLE, "no_utf8", "empty", "no_sweep"])
+def test_what_is_no_definition_at_all_is_one_line_of_launch_py(name, shell, tmp_path):
+    folder = tmp_path / "mine" / "sweep"
+    folder.mkdir(parents=True)
+    content = {"no_utf8": b"\xff\xfe", "empty": b"", "no_sweep": b"just text"}.get(name)
+    (folder / "bad.yaml").write_bytes(content or (HEAD + UNREADABLE.get(name, "")).encode())
+    if name == "empty":
+        (folder / "bad.yaml").write_bytes(b"")
+    done = shell("launch", "--config-dir", "mine", "sweep=bad", code=2)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+NASTY = [
+    "",
+    " ",
+    " leading and trailing ",
+    "a\nb",
+    "\n",
+    "a\tb",
+    "a\r\nb",
+    "\x1b[31mred",
+    "it's",
+    'say "so"',
+    "both ' and \"",
+    "back\\slash",
+    "ends in \\",
+    "\\'",
+    "\\\\'\\",
+    "$HOME",
+    "$(touch /tmp/owned)",
+    "`touch /tmp/owned`",
+    "; rm -rf x",
+    "a && b || c | d > e < f &",
+    "*?[a-z]{b,c}~!#%^",
+    "%j %A %a",
+    "a=b",
+    "a,b",
+    "a=1,b=2",
+    "[1,2]",
+    "{a: 1}",
+    "key: value",
+    "# no comment",
+    "choice(1,2)",
+    "range(1,5)",
+    "[bold]markup[/bold] [/]",
+    "null",
+    "true",
+    "1e3",
+    "nan",
+    "0x10",
+    "???x",
+    "-rf",
+    "--help",
+    "../../etc",
+    "/",
+    ".",
+    "\u00e9\u00fc\u20ac",
+    "\u65e5\u672c\u8a9e",
+    "\U0001f600",
+    "\u202eright to left",
+    "\ufeffmark",
+    "\u2028line",
+    "a\u00a0b",
+    "x" * 10_000,
+    "'\"\\ \n" * 2_000,
+]
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_a_legal_but_nasty_value_is_written_as_an_override_that_means_exactly_it(text):
+    assert parse(override("+tag", text)).value() == text
+    (point,) = points(OmegaConf.to_container(OmegaConf.create({"grid": {"+tag": [text]}})))
+    assert point == {"+tag": text}
+
+
+def test_nasty_values_arrive_in_their_runs_byte_for_byte(shell, toy, tmp_path):
+    folder = tmp_path / "mine" / "sweep"
+    folder.mkdir(parents=True)
+    node = {"sweep": {"grid": {"+tag": NASTY}}}
+    # Quoted: OmegaConf takes a bare 1e3 for a number, PyYAML does not.
+    (folder / "nasty.yaml").write_text(HEAD + yaml.safe_dump(node, default_style='"'))
+    command = ("launch", "--config-dir", "mine", *toy, "sweep=nasty")
+    dry = shell(*command, "dry_run=true")
+    assert f"{len(NASTY)} runs to submit" in dry.stdout
+    shell(*command)
+    files = sorted((tmp_path / "multirun" / "nasty").rglob("run.json"))
+    assert len(files) == len(NASTY)
+    assert sorted(json.loads(file.read_text())["config"]["tag"] for file in files) == sorted(NASTY)
+    for file in files:
+        name = file.parent.name
+        assert len(name.encode()) <= 120
+        assert name.isascii()
+        assert not set(name) & set(" '\"\\$`;&|<>*?[]{}~!#%\n\t")
+        saved = yaml.safe_load((file.parent / ".hydra" / "config.yaml").read_text())
+        assert saved["tag"] == json.loads(file.read_text())["config"]["tag"]
+    assert not Path("/tmp/owned").exists()
+
+
+def test_a_deep_definition_is_refused_or_planned_but_never_a_traceback(plan, capsys):
+    text = "seeds: 1"
+    for _ in range(40):
+        text = "blocks:\n" + textwrap.indent(text, "    ").replace("    ", "  - ", 1)
+    text = text.replace("seeds: 1", "seeds: 0")
+    assert exit_code_of(lambda: plan(text)) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
