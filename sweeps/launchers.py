@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hydra.core.utils import JobReturn
@@ -145,20 +146,8 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
         Raises:
             ClusterError: with sbatch's words.
         """
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
         executor = cls._executor(cluster, plan, submission)
-        try:
-            # sbatch's words go into the error; submitit would print them as well.
-            with scheduler.clean_environment(), redirect_stderr(io.StringIO()):
-                job = executor._submit_command(_worker_command(plan, submission, []))
-        except (FailedJobError, FailedSubmissionError) as error:
-            said = " ".join(s for s in str(error).splitlines() if s.startswith("sbatch: error"))
-            if "Batch job submission failed" in said and not _NO_ANSWER.search(said):
-                raise ClusterError(said) from None
-            silence = said or f"sbatch gave no answer within {SBATCH_S} s"
-            raise scheduler.Unanswered(f"{silence}; whether it took the job is looked up") from None
-        return {"job": str(job.job_id)}
+        return {"job": sbatch(executor, _worker_command(plan, submission, []))}
 
     @classmethod
     def script(cls, cluster: SlurmCluster, plan: Plan, submission: Submission) -> str:
@@ -170,9 +159,8 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
 
     @staticmethod
     def _executor(cluster: SlurmCluster, plan: Plan, submission: Submission) -> Any:
-        executor = array_executor(submission.folder(plan.home))
-        parameters = executor._convert_parameters(submitit_parameters(cluster))
-        executor.update_parameters(**parameters, job_name=job_name(plan.sweep, submission.id))
+        name = job_name(plan.sweep, submission.id)
+        executor = slurm_executor(cluster, submission.folder(plan.home), name)
         # Said aloud, it does not depend on the site's JobRequeue.
         again = "requeue" if submission.share.rules.requeues else "no-requeue"
         more = executor.parameters.get("additional_parameters") or {}
@@ -188,6 +176,34 @@ def _settings(cluster: Cluster) -> dict[str, Any]:
         "timeout_min": cluster.timeout_min,
         "rules": rules_of(cluster),
     }
+
+
+def slurm_executor(cluster: SlurmCluster, folder: Path, name: str) -> Any:
+    """Return submitit's executor for jobs of this name, its scripts and logs in ``folder``."""
+    executor = array_executor(folder)
+    parameters = executor._convert_parameters(submitit_parameters(cluster))
+    executor.update_parameters(**parameters, job_name=name)
+    return executor
+
+
+def sbatch(executor: Any, command: str) -> str:
+    """Have submitit's executor submit a command; return the job's id.
+
+    Raises:
+        ClusterError: with sbatch's words.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        # sbatch's words go into the error; submitit would print them as well.
+        with scheduler.clean_environment(), redirect_stderr(io.StringIO()):
+            return str(executor._submit_command(command).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = " ".join(s for s in str(error).splitlines() if s.startswith("sbatch: error"))
+        if "Batch job submission failed" in said and not _NO_ANSWER.search(said):
+            raise ClusterError(said) from None
+        silence = said or f"sbatch gave no answer within {SBATCH_S} s"
+        raise scheduler.Unanswered(f"{silence}; whether it took the job is looked up") from None
 
 
 def job_name(sweep: str, submission: str) -> str:
