@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rundir import State, UserError, require, unknown
+from rundir.wording import count_of
 
 RETRIABLE = (
     State.PREEMPTED,
@@ -90,5 +91,6 @@ class Rules:
         if not self.covers(end):
             return f"{end} is not in cluster.requeue_on"
         if made >= self.max_requeues:
-            return f"begun again {made} times (cluster.max_requeues = {self.max_requeues})"
+            times = count_of(made, "time")
+            return f"begun again {times} (cluster.max_requeues = {self.max_requeues})"
         return None

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from rundir import DONE, ENDED, ClusterError, State, Status
 from rundir.files import STATUS_FILE, parse_status
-from sweeps import claims, continuation, ledger, scheduler
+from sweeps import claims, ledger, onward, scheduler
 from sweeps.claims import Claim
 from sweeps.ledger import LOCAL, Entry, Note
 from sweeps.plan import Plan, PlannedRun
@@ -215,7 +215,7 @@ class _HandedOver:
         """Return the live job that goes on with the run by itself; None if none does."""
         if attempt < self.attempt or state in DONE or state is State.PLANNED:
             return None
-        return continuation.next_job(
+        return onward.next_job(
             self.entry,
             self.place,
             attempt - self.attempt,
@@ -265,7 +265,9 @@ def _state(
             return RunState(run, State.PLANNED, 0, reason=unstarted)
         failure = handed.note(Note.FAILED)
         if failure is not None:
-            return RunState(run, State.LOST, attempts, status, failure)
+            ended = queue.endings.get(handed.job or "") if queue is not None else None
+            node = ended.node if ended else None
+            return RunState(run, State.LOST, attempts, status, failure, node=node)
         if claim is None and status is None:
             why = f"job {handed.entry.job} ended before the run began" if handed.entry.job else None
             return RunState(run, State.PLANNED, 0, reason=why, job=handed.job)
