@@ -162,9 +162,10 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
         name = job_name(plan.sweep, submission.id)
         executor = slurm_executor(cluster, submission.folder(plan.home), name)
         # Said aloud, it does not depend on the site's JobRequeue.
-        again = "requeue" if submission.share.rules.requeues else "no-requeue"
         more = executor.parameters.get("additional_parameters") or {}
-        executor.parameters["additional_parameters"] = {again: True, **more}
+        if not {"requeue", "no-requeue"} & more.keys():
+            again = "requeue" if submission.share.rules.requeues else "no-requeue"
+            executor.parameters["additional_parameters"] = {again: True, **more}
         executor.parameters["map_count"] = submission.elements
         return executor
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 from sweeps.plan import PlannedRun
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attempt:
     """A run at work in a slot."""
 
