@@ -21,8 +21,9 @@ CONFIG = str(Path(__file__).resolve().parent / "conf")
 @hydra.main(version_base="1.3", config_path=CONFIG, config_name="config")
 def main(config: DictConfig) -> None:
     """Carry out one run. With -m or sweep=NAME Hydra calls sweeps.planner instead."""
-    # Ends here, or Hydra prints its overrides in front of an error.
-    sys.exit(exit_code_of(lambda: sweeps.run_composed(config)))
+    code = exit_code_of(lambda: sweeps.run_composed(config))
+    if code:  # ends here, or Hydra prints its overrides in front of an error
+        sys.exit(code)
 
 
 def launch() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rundir import exit_code_of
 from rundir.files import MULTIRUN
 from sweeps import commands, steering
+from sweeps.comparison import RTOL
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -56,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     rerun.add_argument("run_dir", type=Path, help="directory of the run to repeat")
     rerun.add_argument("overrides", nargs="*", help="overrides on top of the saved ones")
     rerun.add_argument("--verify", action="store_true", help="compare the metrics afterwards")
+    where = rerun.add_mutually_exclusive_group()
+    where.add_argument("--here", action="store_true", help="in this process; the default")
+    where.add_argument("--cluster", action="store_true", help="as a job of the cluster it names")
+    compare = add(steering.compare, sweep=False, json=False)
+    compare.add_argument("run_a", type=Path, help="directory of a run")
+    compare.add_argument("run_b", type=Path, help="directory of another")
+    for command in (rerun, compare):
+        tolerance = "largest relative difference that counts as equal; default: %(default)g"
+        command.add_argument("--rtol", type=float, default=RTOL, help=tolerance)
+        command.add_argument("--json", action="store_true", help="for programs")
     add(completion, sweep=False, json=False)
     return parser
 

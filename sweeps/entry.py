@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -16,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from rundir import UserError
 from sweeps import composition, single
 from sweeps.composition import Composed, Composer
-from sweeps.overrides import override
 from sweeps.provenance import PROJECT_ROOT
 
 CONFIG_DIR = PROJECT_ROOT / "conf"
@@ -62,14 +65,31 @@ def compose(
     Raises:
         UserError: naming what is wrong with them.
     """
-    task = [text for text in overrides if not text.lstrip("+~").startswith("hydra")]
-    settings = [text for text in overrides if text not in task]
-    if more_dirs:
-        settings.append(override("hydra.searchpath", [f"file://{path}" for path in more_dirs]))
+    task = [text for text in overrides if not is_setting(text)]
+    settings = [text for text in overrides if is_setting(text)]
+    with composer(settings, config_dir, config_name, more_dirs) as ready:
+        return ready.compose(task)
+
+
+@contextmanager
+def composer(
+    settings: Sequence[str] = (),
+    config_dir: Path | str = CONFIG_DIR,
+    config_name: str = CONFIG_NAME,
+    more_dirs: Sequence[str] = (),
+) -> Iterator[Composer]:
+    """Yield what composes runs of a config tree, with overrides of the ``hydra`` node."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(Path(config_dir).absolute()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        return Composer(loader, config_name, settings).compose(task)
+        path = GlobalHydra.instance().config_loader().get_search_path()
+        for more in more_dirs:
+            path.prepend("command-line", f"file://{more}", SearchPathQuery(provider="schema"))
+        yield Composer(ConfigLoaderImpl(path), config_name, settings)
+
+
+def is_setting(text: str) -> bool:
+    """Say whether an override is about Hydra itself and not about the job."""
+    return re.match(r"[+~]*hydra[./=]", text) is not None
 
 
 def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from functools import lru_cache
@@ -41,6 +42,12 @@ def git_state() -> dict[str, Any] | None:
         "dirty": bool(changes),
         "diff_sha256": hashlib.sha256(changes).hexdigest() if changes else None,
     }
+
+
+def changed_since(sha: str) -> list[str] | None:
+    """Return the tracked files that differ from a commit; None where git does not know it."""
+    listed = _git("diff", "--name-only", "-z", sha)
+    return None if listed is None else os.fsdecode(listed).split("\0")[:-1]
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -83,5 +90,17 @@ def slurm_ids() -> dict[str, str]:
 
 
 def host() -> dict[str, Any]:
-    """Return the machine's name and how many cores this process may use."""
-    return {"host": os.uname().nodename, "cores": len(os.sched_getaffinity(0))}
+    """Return the machine's name, its processor, and how many cores this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    return {"host": os.uname().nodename, "cpu": _cpu(), "cores": cores}
+
+
+@lru_cache(maxsize=1)
+def _cpu() -> str | None:
+    """Return the processor's model as the kernel names it; None where it does not."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else None

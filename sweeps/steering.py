@@ -183,6 +183,16 @@ def _as_dict(state: RunState) -> dict[str, object]:
 
 def rerun(arguments: Arguments) -> int:
     """Repeat a run from its saved overrides."""
+    from sweeps.rerun import How
     from sweeps.rerun import rerun as repeat
 
-    return repeat(arguments.run_dir, arguments.overrides, verify=arguments.verify)
+    how = How(arguments.verify, arguments.cluster, arguments.rtol, arguments.json)
+    return repeat(arguments.run_dir, arguments.overrides, how)
+
+
+def compare(arguments: Arguments) -> int:
+    """Say whether two runs measured the same: exit code 0 if so, 1 if not."""
+    from sweeps.rerun import compare as judge
+
+    a, b = arguments.run_a, arguments.run_b
+    return judge(a, b, arguments.rtol, as_json=arguments.json)
