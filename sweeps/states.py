@@ -96,7 +96,8 @@ def _present(
         # Who held the claim matters only while the attempt has no end on record.
         return _state(run, status, None, handed, queue)
     # An attempt may have begun since the claims were listed.
-    claim = records.claim(run, max(attempt, status.attempt if status else 0))
+    begun = status.attempt if status is not None else 0
+    claim = (records.claim(run, begun) if begun > attempt else None) or records.claim(run, attempt)
     found = _state(run, status, claim, handed, queue)
     if found.state is State.LOST:
         # It may have ended between the look at its record and the look at its process.

@@ -1,0 +1,279 @@
+"""Where runs stand, as ``status`` tells it from the records of a sweep."""
+
+import os
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rundir import ENDED, State, Status
+from rundir.files import write_status
+from sweeps import claims, states
+from sweeps.owners import Owner, myself
+from sweeps.states import Records
+
+
+def test_promise_02_a_failed_run_is_never_shown_as_completed_and_says_why(
+    make_sweep, sweeps_command
+):
+    sweep = make_sweep(runs=3)
+    sweep.record(0, State.COMPLETED, step=3, total_steps=3)
+    sweep.record(1, State.FAILED, reason="RuntimeError: it broke", log="one\ntwo\nTraceback\n")
+    sweep.record(2, State.FAILED, reason="RuntimeError: it broke", log="other\n")
+    code, out, err = sweeps_command("status", "s")
+    assert code == 1
+    assert out.startswith("sweep s: 3 runs: 1 completed, 2 failed\n")
+    assert out.count("the end of") == 1, "each distinct failure once"
+    assert "2 runs failed on" in out
+    assert "    Traceback\n" in out
+    assert err == ""
+
+
+def test_a_sweep_without_a_bad_run_exits_0(make_sweep, sweeps_command):
+    sweep = make_sweep(runs=2)
+    sweep.record(0, State.COMPLETED)
+    sweep.record(1, State.DIVERGED, reason="loss is nan at step 2")
+    assert sweeps_command("status")[0] == 0
+
+
+def test_a_run_shows_step_loss_speed_time_left_and_node(make_sweep, sweeps_command):
+    sweep = make_sweep(runs=1)
+    figures = {"loss": 3.25, "tokens_per_second": 12345.6}
+    more = {"step": 30, "total_steps": 90, "figures": figures, "seconds_left": 125.0}
+    sweep.record(0, State.RUNNING, node="n7", **more)
+    row = sweeps_command("status")[1].splitlines()[2].split()
+    assert row == ["0", "seed-0", "running", "30/90", "3.2500", "12,346", "2:05", "n7"]
+
+
+def test_a_large_sweep_shows_running_and_bad_runs_and_says_how_to_see_all(
+    make_sweep, sweeps_command
+):
+    sweep = make_sweep(runs=60)
+    for index in range(60):
+        sweep.record(index, State.FAILED if index == 41 else State.COMPLETED, reason="broken")
+    sweep.record(59, State.RUNNING, attempt=2)
+    short, full = (sweeps_command("status", *more)[1] for more in ((), ("--all",)))
+    assert [line.split()[0] for line in short.splitlines()[2:4]] == ["59", "41"]
+    assert "not shown: 58 completed; --all shows every run" in short
+    assert sum("seed=" in line for line in full.splitlines()) == 60
+
+
+def test_json_has_the_documented_keys(make_sweep, json_of):
+    sweep = make_sweep(runs=2)
+    sweep.record(0, State.FAILED, reason="broken", log="last words\n", node="n1")
+    found = json_of("status")
+    assert set(found) == {
+        "sweep",
+        "directory",
+        "created_at",
+        "asked_at",
+        "summary",
+        "notes",
+        "nodes",
+        "failures",
+        "runs",
+    }
+    assert found["summary"] == {"runs": 2, "states": {"planned": 1, "failed": 1}}
+    assert found["failures"][0]["nodes"] == {"n1": 1}
+    assert set(found["runs"][0]) == set(found["runs"][1])
+    assert found["runs"][1]["step"] is None
+
+
+def test_promise_14_without_an_answer_of_squeue_what_may_wait_is_not_called_gone(
+    make_sweep, json_of, monkeypatch, tmp_path
+):
+    """A squeue that fails stands for a controller that is down."""
+    (tmp_path / "bin").mkdir()
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text(
+        "#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2\nexit 1\n"
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
+    sweep = make_sweep(runs=2)
+    sweep.hand_over()
+    sweep.record(0, State.COMPLETED)
+    found = json_of("status")
+    assert [run["state"] for run in found["runs"]] == ["completed", "pending"]
+    assert "squeue does not answer" in found["runs"][1]["reason"]
+    assert "Unable to contact slurm controller" in found["notes"][0]
+
+
+def test_promise_14_a_slow_or_silent_sacct_holds_nothing_up_and_is_told_of(
+    make_sweep, json_of, monkeypatch, tmp_path
+):
+    (tmp_path / "bin").mkdir()
+    for name, script in (("squeue", "exit 0"), ("sacct", "exec sleep 60")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setattr("sweeps.scheduler.ACCOUNTING_S", 0.3)
+    sweep = make_sweep(runs=1)
+    sweep.hand_over()
+    sweep.record(0, State.RUNNING, owner=Owner("n1", "elsewhere", 1, 1, "12_0"))
+    found = json_of("status")
+    assert found["runs"][0]["state"] == "lost"
+    assert found["notes"] == [
+        "sacct did not answer within 0.3 s; how 1 run ended is known only as far as shown"
+    ]
+
+
+def test_promise_22_status_of_a_sweep_opens_nothing_of_other_sweeps(make_sweep, sweeps_command):
+    for number in range(5):
+        make_sweep(f"old{number}").record(0, State.COMPLETED)
+    make_sweep("mine").record(0, State.COMPLETED)
+    opened: list[str] = []
+    watching = [True]
+
+    def hook(event: str, arguments: tuple) -> None:
+        if watching[0] and event in {"open", "os.listdir", "os.scandir"}:
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(hook)
+    sweeps_command("status", "mine")
+    watching[0] = False
+    assert any("multirun/mine" in path for path in opened)
+    assert not [path for path in opened if "multirun/old" in path]
+
+
+def test_promise_23_failures_are_grouped_by_node_and_a_bad_node_is_named(
+    make_sweep, sweeps_command, json_of
+):
+    sweep = make_sweep(runs=11)
+    for index in range(11):
+        bad = index < 5
+        state = State.FAILED if bad or index == 5 else State.COMPLETED
+        sweep.record(index, state, node="n3" if bad else f"n{index % 2}", reason="CUDA error")
+    out = sweeps_command("status")[1]
+    assert "n3: 5 of 5 runs failed" in out
+    assert "suspicious: n3; `retry --exclude-bad-nodes` avoids it" in out
+    blamed = {node["node"]: node["is_suspicious"] for node in json_of("status")["nodes"]}
+    assert blamed == {"n3": True, "n1": False}
+    retried = json_of("retry", "--dry-run", "--exclude-bad-nodes")
+    assert retried["excluded_nodes"] == ["n3"]
+    assert len(retried["runs"]) == 6
+
+
+def test_a_sweep_that_fails_everywhere_blames_no_node(make_sweep, json_of):
+    sweep = make_sweep(runs=8)
+    for index in range(8):
+        sweep.record(index, State.FAILED, node=f"n{index % 2}", reason="a bug")
+    assert not any(node["is_suspicious"] for node in json_of("status")["nodes"])
+
+
+def test_promise_24_following_writes_nothing_and_survives_torn_files(make_sweep, json_of):
+    """Plain files, no database: a line or file torn by a crash costs at most itself."""
+    sweep = make_sweep(runs=3)
+    sweep.hand_over("local")
+    sweep.record(0, State.COMPLETED)
+    sweep.record(1, State.COMPLETED)
+    with (sweep.plan.home / "ledger.jsonl").open("a") as file:
+        file.write('{"event": "job", "subm')
+    (sweep.plan.directory(sweep.plan.runs[1]) / "status.json").write_text('{"state": "comp')
+    before = {p: p.stat().st_mtime_ns for p in sweep.plan.root.rglob("*")}
+    found = [run["state"] for run in json_of("status")["runs"]]
+    assert found[0] == "completed"
+    assert found[1] == "lost", "no record of the end is left, so none is claimed"
+    assert {p: p.stat().st_mtime_ns for p in sweep.plan.root.rglob("*")} == before
+    assert not [p for p in before if p.suffix in {".db", ".sqlite", ".sqlite3"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("status", "runn"),
+            "unknown sweep runn in multirun; must be one of: run1; did you mean run1?",
+        ),
+        (("logs", "seed-9"), "must be one of: seed-0, seed-1, seed-2, seed-3; did you mean seed-"),
+        (("logs", "7"), "run = 7; must be within 0-3 in run1"),
+        (("cancel", "--runs", "2-9"), "run = 2-9; must be within 0-3 in run1"),
+        (("retry", "--state", "faild"), "did you mean failed?"),
+        (("retry", "--state", "completed"), "unknown state completed in --state"),
+        (("logs", "0"), "seed-0 has no log yet; it is planned"),
+        (("ls", "--multirun", "run1/nope", "--all"), None),
+    ],
+)
+def test_bad_input_is_one_line_with_the_nearest_spelling(
+    make_sweep, sweeps_command, arguments, said
+):
+    make_sweep("run1")
+    code, out, err = sweeps_command(*arguments)
+    assert (code, out) == ((2, "") if said else (0, ""))
+    assert said is None or (said in err and err.startswith("error: ") and err.count("\n") == 1)
+
+
+def test_sweeps_elsewhere_are_found_by_multirun_and_by_path(make_sweep, sweeps_command, tmp_path):
+    make_sweep("s")
+    os.rename("multirun", "elsewhere")
+    for arguments in (
+        ("--multirun", "elsewhere"),
+        ("s", "--multirun", "elsewhere"),
+        ("elsewhere/s",),
+    ):
+        assert sweeps_command("status", *arguments)[1].startswith("sweep s: 4 runs: 4 planned")
+
+
+def test_ls_shows_the_counts_of_every_sweep(make_sweep, sweeps_command, json_of):
+    make_sweep("a").record(0, State.COMPLETED)
+    make_sweep("b", runs=1)
+    lines = sweeps_command("ls")[1].splitlines()
+    assert "a " in lines[0]
+    assert "4 runs: 3 planned, 1 completed  multirun/a" in lines[0]
+    assert [row["summary"]["runs"] for row in json_of("ls")] == [4, 1]
+
+
+ATTEMPTS = st.integers(0, 3)
+RECORD = st.one_of(st.none(), st.tuples(st.sampled_from(sorted(State)), st.integers(1, 3)))
+
+
+@given(claimed=ATTEMPTS, record=RECORD, is_alive=st.booleans(), is_handed=st.booleans())
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_state_contradicts_the_records(
+    dead, sweep_in, tmp_path_factory, claimed, record, is_alive, is_handed
+):
+    sweep = sweep_in(tmp_path_factory.mktemp("m"))
+    run = sweep.plan.runs[0]
+    for attempt in range(1, claimed + 1):
+        owner = myself() if is_alive and attempt == claimed else dead
+        claims.claim(sweep.plan.claims, "0", attempt, owner)
+    if record is not None:
+        sweep.plan.directory(run).mkdir(parents=True)
+        write_status(sweep.plan.directory(run), Status(*record))
+    if is_handed:
+        sweep.hand_over("local")
+    (found,) = states.survey(sweep.plan)
+    latest = record is not None and record[1] >= claimed
+    has_ended = latest and record is not None and record[0] in ENDED
+    if found.state in ENDED - {State.LOST}:
+        assert has_ended
+        assert record is not None
+        assert found.state is record[0]
+    if has_ended:
+        assert record is not None
+        assert found.state is record[0]
+        assert found.attempts == record[1]
+    if found.state is State.RUNNING:
+        assert claimed
+        assert is_alive
+    if claimed and is_alive and not has_ended:
+        assert found.state is State.RUNNING
+    assert found.is_wanted == (found.state not in {State.COMPLETED, State.DIVERGED, State.RUNNING})
+
+
+def test_a_second_survey_reads_only_what_has_changed(make_sweep, monkeypatch):
+    sweep = make_sweep(runs=3)
+    for index in range(3):
+        sweep.record(index, State.COMPLETED)
+    records, read = Records(sweep.plan), []
+    real = states._read_status
+    monkeypatch.setattr(states, "_read_status", lambda path: read.append(path) or real(path))
+    states.survey(sweep.plan, records=records)
+    assert len(read) == 3
+    sweep.record(1, State.FAILED, attempt=2)
+    found = states.survey(sweep.plan, records=records)
+    assert len(read) == 4
+    assert [s.state for s in found] == [State.COMPLETED, State.FAILED, State.COMPLETED]
