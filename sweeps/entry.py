@@ -100,7 +100,10 @@ def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> User
     if isinstance(error, (yaml.YAMLError, UnicodeError)):
         return _unreadable(error)
     given = get_args(list(arguments))
-    single = [text for text in given.overrides if "," not in text]
+    # No run has a sweep node: about those overrides Hydra's own words must do.
+    single = [
+        o for o in given.overrides if "," not in o and not o.lstrip("+~").startswith("sweep.")
+    ]
     more = [str(Path(given.config_dir).absolute())] if given.config_dir else []
     try:
         compose(single, config_dir, given.config_name or CONFIG_NAME, more)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rundir import UserError, unknown
 from rundir.files import MULTIRUN
-from sweeps import definition, launchers, stages, submission
+from sweeps import definition, launchers, stages, submission, successor
 from sweeps.composition import Composer
 from sweeps.definition import Point
 from sweeps.identity import MAX_NAME_BYTES
@@ -63,9 +63,13 @@ class Planner(Sweeper):
         try:
             best = self._first_stage(name, root.parent)
         except stages.Unfinished as error:
-            if not is_dry:
+            if is_dry:
+                stages.show(error, self._expand(arguments, stages.placeholder)[0])
+            elif launcher.is_detached and error.jobs:
+                self._expand(arguments, stages.placeholder)  # what is wrong with it is said here
+                successor.submit(error, root, _node(self.config, "cluster"))
+            else:
                 raise
-            stages.show(error, self._expand(arguments, stages.placeholder)[0])
             return
         points, fixed = self._expand(arguments, best)
         composer = Composer(

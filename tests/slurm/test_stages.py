@@ -1,0 +1,68 @@
+"""A second stage on a real SLURM: launched by a job when the first one is over."""
+
+import json
+import re
+import time
+
+import pytest
+
+HEAD = "# @package _global_\nhydra: {mode: MULTIRUN}\n"
+LR = "optimizer.optimizer_params.lr"
+
+
+@pytest.fixture
+def login(shell, slurm):
+    """Be on the login node, with a first stage `one` and a second stage `two` of one's own."""
+    shell.env.update(slurm.env)
+    folder = shell.cwd / "mine" / "sweep"
+    folder.mkdir(parents=True)
+    (folder / "one.yaml").write_text(HEAD + f"sweep: {{grid: {{{LR}: [0.3, 0.1, 0.2]}}}}\n")
+    (folder / "two.yaml").write_text(
+        HEAD + "sweep:\n  after: {sweep: one, metric: train/loss}\n"
+        f'  grid: {{{LR}: ["${{best:{LR}}}"], seed: [1, 2]}}\n'
+    )
+    yield shell
+    slurm.run("scancel", "--me", check=False)
+    slurm.wait_idle()
+
+
+def launch(toy, sweep: str, *more: str) -> tuple[str, ...]:
+    cluster = ("cluster=slurm", "cluster.timeout_min=10")
+    return ("launch", "--config-dir", "mine", *toy, f"sweep={sweep}", *cluster, *more)
+
+
+def wait_for_completed(login, sweep: str, count: int) -> list[dict]:
+    end = time.monotonic() + 120
+    while True:
+        plan = login.cwd / "multirun" / sweep / ".sweep" / "plan.json"
+        found = login.status(sweep) if plan.exists() else []
+        if [run["state"] for run in found] == ["completed"] * count:
+            return found
+        assert time.monotonic() < end, found
+        time.sleep(0.5)
+
+
+def test_a_second_stage_launched_at_once_starts_by_itself_when_the_first_is_over(login, toy, slurm):
+    first = login(*launch(toy, "one", "+cluster.additional_parameters.hold=true")).stderr
+    held = re.search(r"as job (\d+)", first)[1]
+    done = login(*launch(toy, "two", "cluster.mem_gb=1"))
+    assert "sweep two waits for one (job " in done.stderr
+    assert not (login.cwd / "multirun" / "two" / ".sweep" / "plan.json").exists()
+    again = login(*launch(toy, "two", "cluster.mem_gb=1"))
+    assert "sweep two still waits for one (job " in again.stderr
+    waiting = slurm.run("squeue", "--noheader", "--name=two.successor", "--format=%i %E").stdout
+    assert len(waiting.splitlines()) == 1
+    assert f"afterany:{held}" in waiting
+    slurm.run("scontrol", "release", held)
+    wait_for_completed(login, "one", 3)
+    runs = wait_for_completed(login, "two", 2)
+    for run in runs:
+        record = json.loads((login.cwd / run["directory"] / "run.json").read_text())
+        assert f"{LR}=0.1" in record["overrides"], "the concrete value, not where it came from"
+
+
+def test_a_second_stage_that_could_not_be_planned_is_refused_while_the_first_one_runs(login, toy):
+    login(*launch(toy, "one", "+cluster.additional_parameters.begin=now+1hour"))
+    done = login(*launch(toy, "two", "+sweep.zip={seed: 5}"), code=2)
+    assert done.stderr == "error: sweep.zip.seed = 5; must be a non-empty list of values\n"
+    assert not (login.cwd / "multirun" / "two").exists()
