@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
 from rundir import UserError
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./+-]*")
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 _SPOKEN_FOR = frozenset({"true", "false", "yes", "no", "on", "off", "null", "none", "nan", "inf"})
 
 
 def override(key: str, value: object) -> str:
     """Return ``key=value`` such that Hydra parses back exactly ``value``."""
     return f"{key}={literal(value)}"
+
+
+def setting(key: str, value: Any) -> Override:
+    """Return the parsed ``key=value``, without parsing it where the value is a plain one.
+
+    Raises:
+        UserError: the key does not follow Hydra's grammar.
+    """
+    text = override(key, value)
+    if type(value) not in _PLAIN or not (head := _head(key)):
+        return parse(text)
+    return replace(head, _value=value, input_line=text)
+
+
+@lru_cache(maxsize=1024)
+def _head(key: str) -> Override | None:
+    """Return the parsed ``key=0``; None if the text does more than set the key."""
+    try:
+        found = parse(f"{key}=0")
+    except UserError:
+        return None
+    is_whole = found.get_key_element() == key and found.value_type is ValueType.ELEMENT
+    return found if is_whole and not found.is_delete() else None
 
 
 def literal(value: object) -> str:

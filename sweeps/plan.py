@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,7 +23,7 @@ from sweeps import tasks
 from sweeps.composition import Base, Composed, Composer, compose_on
 from sweeps.definition import Point
 from sweeps.identity import run_name, signature, varying_keys
-from sweeps.overrides import override, shown
+from sweeps.overrides import parse, setting, shown
 
 CLAIMS_DIR = "claims"
 
@@ -214,42 +215,44 @@ def candidates(
         UserError: the first run that can't be composed or fails its check, or is there twice.
     """
     vary = varying_keys(points)
+    shared = [parse(text) for text in fixed]
+    bases: dict[tuple[str, ...], PlanBase] = {}
     found: dict[str, Candidate] = {}
     for point in points:
-        overrides = [*fixed, *(override(key, value) for key, value in point.items())]
-        composed = _checked(composer, point, overrides)
-        signed = signature(composed.resolved)
+        overrides = [*shared, *(setting(key, value) for key, value in point.items())]
+        groups, resolved = _checked(composer, point, overrides)
+        signed = signature(resolved)
         varying = {key: point[key] for key in vary if key in point}
         if signed in found:
             raise UserError(
                 f"sweep {sweep}: runs ({shown(found[signed].varying or point)}) and "
                 f"({shown(point)}) are the same run; remove one"
             )
-        name, directory = place(composed.resolved, varying, signed)
-        base = PlanBase(composed.groups, *composer.base(composed.groups).yaml)
-        asked = composed.resolved.get("cluster") or {}
+        if groups not in bases:
+            bases[groups] = PlanBase(groups, *composer.base(groups).yaml)
         found[signed] = Candidate(
             signed,
-            name,
-            directory,
-            composed.overrides,
-            varying,
-            base,
-            dict(asked),
-            str(composed.resolved["task"]),
+            *place(resolved, varying, signed),
+            overrides=tuple(str(one.input_line) for one in overrides),
+            varying=varying,
+            base=bases[groups],
+            cluster=dict(resolved.get("cluster") or {}),
+            task=str(resolved["task"]),
         )
     return list(found.values())
 
 
-def _checked(composer: Composer, point: Point, overrides: Sequence[str]) -> Composed:
+def _checked(
+    composer: Composer, point: Point, overrides: Sequence[Override]
+) -> tuple[tuple[str, ...], dict[str, Any]]:
     try:
-        composed = composer.compose(overrides)
-        tasks.check(composed.resolved)
+        groups, resolved = composer.resolved(overrides)
+        tasks.check(resolved)
     except UserError as error:
         if not point:
             raise
         raise UserError(f"run ({shown(point)}): {error}") from error
-    return composed
+    return groups, resolved
 
 
 def place(resolved: dict[str, Any], varying: dict[str, Any], signed: str) -> tuple[str, str]:
