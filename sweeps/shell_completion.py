@@ -20,7 +20,7 @@ _optsweep_found=$(complete -p python 2>/dev/null | sed -n 's/.* -F \([^ ]*\) .*/
 _optsweep() {
   local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} legal='' sweep
   if [ "${COMP_WORDS[1]}" != -m ] || [ "${COMP_WORDS[2]}" != sweeps ]; then
-    [ -n "$_optsweep_other" ] && "$_optsweep_other" "$@"
+    [ -n "$_optsweep_other" ] && "$_optsweep_other" "$@" && compopt -o nospace 2>/dev/null
     return
   fi
   COMPREPLY=()
