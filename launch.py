@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import sweeps
-from rundir import exit_code_of
+from rundir import UserError, exit_code_of
 
 CONFIG = str(Path(__file__).resolve().parent / "conf")
 
@@ -26,10 +26,20 @@ def main(config: DictConfig) -> None:
         sys.exit(code)
 
 
+def _without_json(words: list[str]) -> list[str]:
+    """Return a command line in Hydra's words: ``dry_run=true --json`` is ``dry_run=json``."""
+    if "--json" not in words:
+        return words
+    if not {"dry_run=true", "dry_run=json"} & {word.lower() for word in words}:
+        raise UserError("--json is for a dry run; add dry_run=true")
+    return [*(w for w in words if w != "--json" and w.lower() != "dry_run=true"), "dry_run=json"]
+
+
 def launch() -> int:
     """Let Hydra compose and run; put its errors in words of our own."""
     # Hydra prints an error in its own many lines, unless it is told to let it through.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = _without_json(sys.argv[1:])
     try:
         main()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:

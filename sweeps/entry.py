@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rundir import UserError
 from sweeps import composition, single
 from sweeps.composition import Composed, Composer
+from sweeps.preview import DryRun
 from sweeps.provenance import PROJECT_ROOT
 
 CONFIG_DIR = PROJECT_ROOT / "conf"
@@ -44,7 +45,7 @@ def run_composed(config: DictConfig) -> int:
     composed = Composed(overrides, groups, config, composition.resolve(config), hydra)
     chosen = None if str(hydra.run.dir) == "." else Path(str(hydra.runtime.output_dir))
     return single.run_one(
-        composed, dry_run=bool(composed.resolved.get("dry_run")), directory=chosen
+        composed, dry_run=DryRun.of(composed.resolved.get("dry_run")), directory=chosen
     )
 
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -47,6 +47,9 @@ def freeze(home: Path, root: Path = PROJECT_ROOT, names: Iterable[str] = ()) -> 
         names: dotted names of the tasks.
     """
     folder = home / CODE_DIR
+    present = folder / present_hash(home, root, names)
+    if present.is_dir() and tree_hash(present) == present.name:
+        return present.name
     folder.mkdir(parents=True, exist_ok=True)
     work = Path(mkdtemp(dir=folder, prefix=".new-"))
     try:
@@ -85,8 +88,17 @@ def verify(frozen: Path) -> None:
 
 def tree_hash(root: Path) -> str:
     """Return 16 hex digits over names and contents of all files below; of links, their target."""
+    return _hash(frozen_contents(root))
+
+
+def present_hash(home: Path, root: Path = PROJECT_ROOT, names: Iterable[str] = ()) -> str:
+    """Return what :func:`freeze` would call a copy made at this moment. Writes nothing."""
+    return _hash(present_contents(names, home, root))
+
+
+def _hash(contents: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for file, content in sorted(frozen_contents(root).items()):
+    for file, content in sorted(contents.items()):
         digest.update(f"{file}\0{content}\n".encode())
     return digest.hexdigest()[:16]
 

@@ -76,7 +76,7 @@ class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
         """Nothing but this machine is needed."""
 
     @staticmethod
-    def divide(cluster: LocalCluster, runs: Runs) -> list[Share]:
+    def share(cluster: LocalCluster, runs: Runs) -> Share:
         """Give all runs to as many workers as fit on the machine."""
         free = len(cores.core_names())
         threads = min(cluster.cpus_per_task or 1, free)
@@ -86,7 +86,7 @@ class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
         elements = min(-(-len(runs) // slots), most, cluster.workers or most)
         settings = _settings(cluster) | {"threads": threads, "gpus": gpus, "slots": slots}
         settings["signal_delay_s"] = LOCAL_SIGNAL_S
-        return [Share(LOCAL, tuple(runs), elements, drain=True, **settings)]
+        return Share(LOCAL, tuple(runs), elements, drain=True, **settings)
 
     @staticmethod
     def submit(cluster: LocalCluster, plan: Plan, submission: Submission) -> dict[str, Any]:
@@ -126,18 +126,16 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
         scheduler.require()
 
     @staticmethod
-    def divide(cluster: SlurmCluster, runs: Runs) -> list[Share]:
-        """Cut the runs into arrays no longer than the cluster's MaxArraySize."""
+    def share(cluster: SlurmCluster, runs: Runs) -> Share:
+        """Give each run an element of its own, or all runs to elements that drain them."""
         settings = _settings(cluster) | {"signal_delay_s": cluster.signal_delay_s}
         settings["threads"] = cluster.cpus_per_task
         each = (cluster.runs_per_gpu or 0) * cluster.gpus or cluster.runs_per_node or 1
         if cluster.workers is not None or each > 1:
             most = -(-len(runs) // each)
             elements = min(cluster.workers or most, most)
-            return [Share(SLURM, tuple(runs), elements, drain=True, slots=each, **settings)]
-        size = scheduler.max_array_size()
-        parts = [tuple(runs[i : i + size]) for i in range(0, len(runs), size)]
-        return [Share(SLURM, part, len(part), drain=False, **settings) for part in parts]
+            return Share(SLURM, tuple(runs), elements, drain=True, slots=each, **settings)
+        return Share(SLURM, tuple(runs), len(runs), drain=False, **settings)
 
     @classmethod
     def submit(cls, cluster: SlurmCluster, plan: Plan, submission: Submission) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from sweeps.definition import Point
 from sweeps.identity import MAX_NAME_BYTES
 from sweeps.overrides import parse
 from sweeps.plan import Plan, candidates
+from sweeps.preview import DryRun
 
 
 class Planner(Sweeper):
@@ -59,13 +60,13 @@ class Planner(Sweeper):
             )
         name = sweep_name(self.config)
         root = Path(str(OmegaConf.select(self.config, "paths.multirun") or MULTIRUN)) / name
-        is_dry = bool(OmegaConf.select(self.config, "dry_run"))
+        dry_run = DryRun.of(OmegaConf.select(self.config, "dry_run"))
         try:
             best = self._first_stage(name, root.parent)
         except stages.Unfinished as error:
-            if is_dry:
+            if dry_run is DryRun.TEXT:
                 stages.show(error, self._expand(arguments, stages.placeholder)[0])
-            elif launcher.is_detached and error.jobs:
+            elif dry_run is DryRun.NO and launcher.is_detached and error.jobs:
                 self._expand(arguments, stages.placeholder)  # what is wrong with it is said here
                 successor.submit(error, root, _node(self.config, "cluster"))
             else:
@@ -78,8 +79,8 @@ class Planner(Sweeper):
             list(self.config.hydra.overrides.hydra),
         )
         found = candidates(composer, name, points, fixed)
-        if is_dry:
-            submission.show(Plan.read(root) or Plan(name, root), found, launcher)
+        if dry_run is not DryRun.NO:
+            submission.show(Plan.read(root) or Plan(name, root), found, launcher, dry_run)
             return
         code = submission.launch(Plan(name, root), found, launcher)
         if code:

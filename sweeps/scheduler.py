@@ -172,12 +172,6 @@ def endings(jobs: Collection[str]) -> dict[str, Ending]:
     return found
 
 
-def max_array_size() -> int:
-    """Return the cluster's MaxArraySize: the largest array index is one less."""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
-    return int(match[1]) if match else 1001
-
-
 def cancel(jobs: Collection[str]) -> None:
     """Cancel jobs or elements."""
     if jobs:

@@ -13,12 +13,15 @@ from sweeps.execution import Job, execute
 from sweeps.overrides import parse
 from sweeps.owners import myself
 from sweeps.plan import place
+from sweeps.preview import DryRun
 
 CLAIM = ".claim"
 """Claims of a run outside sweeps lie in its own directory as ``.claim.<attempt>``."""
 
 
-def run_one(composed: Composed, *, dry_run: bool = False, directory: Path | None = None) -> int:
+def run_one(
+    composed: Composed, *, dry_run: DryRun = DryRun.NO, directory: Path | None = None
+) -> int:
     """Check and carry out one run; return its exit code.
 
     The same config launched again finds its directory by signature: complete, it is left as it is;
@@ -31,9 +34,14 @@ def run_one(composed: Composed, *, dry_run: bool = False, directory: Path | None
     """
     tasks.check(composed.resolved)
     job = job_of(composed, directory)
-    if dry_run:
-        display.out.print(f"{_next_attempt(job)[1]}: {job.directory}", markup=False)
-        display.err.print("dry run: nothing was started or written")
+    if dry_run is not DryRun.NO:
+        attempt, found = _next_attempt(job)
+        if dry_run is DryRun.JSON:
+            place = {"name": job.name, "directory": str(job.directory)}
+            display.emit({**place, "state": found, "start": attempt is not None})
+        else:
+            display.out.print(f"{found}: {job.directory}", markup=False)
+            display.err.print("dry run: nothing was started or written")
         return 0
     return carry_out(job, threads=None)
 

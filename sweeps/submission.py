@@ -19,11 +19,13 @@ from hydra.utils import get_class
 
 from rundir import DONE, ClusterError, UserError
 from sweeps import display, ledger, local, provenance, scheduler, states
-from sweeps.clusters import Cluster, cluster
-from sweeps.freeze import freeze
+from sweeps.clusters import Cluster, SlurmCluster, cluster
+from sweeps.freeze import freeze, present_hash
 from sweeps.launchers import LocalLauncher, SlurmLauncher, job_name
 from sweeps.ledger import SLURM, Submission
+from sweeps.limits import Limits, read_limits
 from sweeps.plan import Candidate, Plan
+from sweeps.preview import Array, DryRun, Preview
 from sweeps.states import RunState
 
 Launcher: TypeAlias = LocalLauncher | SlurmLauncher | type[LocalLauncher] | type[SlurmLauncher]
@@ -100,16 +102,30 @@ def again(plan: Plan, indices: Sequence[int], *, exclude_nodes: Sequence[str] = 
     return _released(plan, asked, wanted, jobs, launchers)
 
 
-def show(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> None:
-    """Print what :func:`launch` would do: runs, directories, resources, scripts. Write nothing."""
+def show(
+    plan: Plan, candidates: Sequence[Candidate], launcher: Launcher, how: DryRun = DryRun.TEXT
+) -> None:
+    """Print what :func:`launch` would do, for people or as JSON. Write nothing."""
+    found = preview(plan, candidates, launcher)
+    if how is DryRun.JSON:
+        display.emit(found.as_dict())
+    else:
+        found.print()
+
+
+def preview(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> Preview:
+    """Return what :func:`launch` would do; write nothing."""
     launcher.require()
     requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
     asked, wanted = _survey(plan, plan.admit(candidates))
-    scripts = [
-        (request.cluster, submission, launcher.script(request.cluster, plan, submission))
-        for request, submission in _submissions(_grouped(wanted, requests), code="CODE_HASH")
+    code = present_hash(plan.home, names=plan.tasks)
+    division = _divided(_grouped(wanted, requests), code)
+    arrays = [
+        Array(request.cluster, submission, launcher.script(request.cluster, plan, submission))
+        for request, submission in division.submissions
     ]
-    display.dry_run(plan, asked, wanted, scripts)
+    clusters = {signature: request.cluster for signature, request in requests.items()}
+    return Preview(plan, asked, clusters, arrays, division.waiting, division.limits)
 
 
 def _settled(plan: Plan) -> Plan:
@@ -176,24 +192,53 @@ def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[Ru
     return asked, [state for state in asked if state.is_wanted]
 
 
-def _submissions(groups: _Groups, code: str) -> list[tuple[_Request, Submission]]:
+@dataclass(frozen=True)
+class _Division:
+    """Runs as the arrays that do them."""
+
+    submissions: list[tuple[_Request, Submission]]
+    waiting: int
+    """Runs for which the cluster has no room until others have ended."""
+    limits: list[str]
+    """What keeps them, or workers, out, in SLURM's words."""
+
+
+def _divided(groups: _Groups, code: str) -> _Division:
     git, launch = provenance.git_state(), secrets.token_hex(4)
-    return [
-        (request, Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git, launch))
-        for request, runs in groups
-        for share in request.launcher.divide(
-            request.cluster, [(s.run.index, s.attempts + 1) for s in runs]
-        )
-    ]
+    limits: Limits | None = None
+    found: list[tuple[_Request, Submission]] = []
+    cuts: dict[str, None] = {}
+    for request, runs in groups:
+        attempts = [(state.run.index, state.attempts + 1) for state in runs]
+        shares = [request.launcher.share(request.cluster, attempts)]
+        if isinstance(request.cluster, SlurmCluster):
+            limits = limits or read_limits()
+            shares, cut = limits.fit(request.cluster, shares[0])
+            cuts |= {cut.name: None} if cut else {}
+        for share in shares:
+            one = Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git, launch)
+            found.append((request, one))
+    handed = sum(len(submission.share.runs) for _, submission in found)
+    return _Division(found, sum(len(runs) for _, runs in groups) - handed, list(cuts))
 
 
 def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
-    """Submit the wanted runs; return the scheduler's job ids."""
+    """Submit the wanted runs; return the scheduler's job ids.
+
+    Raises:
+        ClusterError: the scheduler refused, or has no room for all of them.
+    """
     code = freeze(plan.home, names=plan.tasks)
     total = sum(len(runs) for _, runs in groups)
+    division = _divided(groups, code)
     jobs: list[str] = []
     done = 0
-    for request, submission in _submissions(groups, code):
+
+    def submitted() -> str:
+        named = f" as job {', '.join(jobs)}" if jobs else ""
+        return f"{done} of {total} runs were submitted{named}"
+
+    for request, submission in division.submissions:
         submission.write(plan.home)
         ledger.record(plan.home, "intent", submission.id)
         try:
@@ -201,14 +246,17 @@ def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
         except ClusterError as error:
             if not isinstance(error, scheduler.Unanswered):
                 ledger.record(plan.home, "refused", submission.id, reason=str(error))
-            raise ClusterError(
-                f"{error}; {done} of {total} runs were submitted"
-                + (f" as job {', '.join(jobs)}" if jobs else "")
-                + "; launch again to submit the rest"
-            ) from None
-        ledger.record(plan.home, "job", submission.id, **answer)
+            raise ClusterError(f"{error}; {submitted()}; launch again to submit the rest") from None
+        ledger.record(plan.home, ledger.TAKEN, submission.id, **answer)
         jobs.append(str(answer.get("job", submission.id)))
         done += len(submission.share.runs)
+    if division.waiting:
+        raise ClusterError(
+            f"{', '.join(division.limits)}: {submitted()}; launch again when some have ended to "
+            f"submit the other {division.waiting}"
+        )
+    if division.limits:
+        display.err.print(f"fewer workers than asked for: {', '.join(division.limits)}")
     return jobs
 
 

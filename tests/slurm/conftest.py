@@ -5,6 +5,7 @@ In CI none of these tests may be skipped: there a skip is a failure.
 
 from __future__ import annotations
 
+import getpass
 import os
 import random
 import shlex
@@ -102,6 +103,26 @@ def slurm_accounting() -> Iterator[Lab]:
 def slurm_to_break() -> Iterator[Lab]:
     """SLURM of one test alone, with two nodes and no accounting."""
     with start_lab(accounting=False, node_count=2) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def slurm_limited() -> Iterator[Lab]:
+    """SLURM that enforces the submit limits of two accounts and a QOS; arrays of five at most."""
+    enforced = "AccountingStorageEnforce=limits,qos"
+    me = getpass.getuser()
+    with start_lab(accounting=True, node_count=2, MAXARRAY="5", EXTRA=enforced) as lab:
+        for words in (
+            "add account research Description=x Organization=x",
+            "add account shared Description=x Organization=x",
+            "add qos short MaxSubmitJobsPerUser=3",
+            f"add user {me} account=research",
+            f"add user {me} account=shared",
+            f"modify user {me} set DefaultAccount=research qos+=short",
+            f"modify user where name={me} account=research set MaxSubmitJobs=7",
+            "modify account shared set GrpSubmitJobs=4",
+        ):
+            lab.run("sacctmgr", "-i", *words.split())
         yield lab
 
 
