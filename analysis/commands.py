@@ -81,8 +81,9 @@ def table(options: argparse.Namespace) -> None:
     everything = pd.concat([wide, whole[[n for n in whole.columns if n not in wide]]], axis=1)
     for condition in options.where:
         everything = everything[_holds(condition, everything)]
-    ordered = tables.order(everything, _sort_column(options.by, everything))
-    if options.by == BY:
+    by = _sort_column(options.by, everything)
+    ordered = tables.order(everything, by)
+    if options.by == BY or _measured(by):
         ordered = pd.concat([ordered[_sound(ordered)], ordered[~_sound(ordered)]])
     _hint_age(options.store)
     if options.json:
@@ -91,7 +92,7 @@ def table(options: argparse.Namespace) -> None:
         _print_csv(ordered[list(frame.columns)], sys.stdout)
     else:
         shown = ordered.head(options.limit) if options.limit else ordered
-        _print_table(shown, settings.telling)
+        _print_table(shown, settings.telling, by if _measured(by) else BY)
         if len(shown) < len(ordered):
             _hint(f"the first {len(shown)} of {len(ordered)} runs; all of them with --limit 0")
 
@@ -136,8 +137,15 @@ def _hint(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201 - progress and hints
 
 
-def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
-    shown = _table()
+def _measured(name: str) -> str | None:
+    """Return what a summary column is of, e.g. ``val.loss``; None for other columns."""
+    kind, _, what = name.partition(".")
+    return what if kind in {"final", "best"} and what else None
+
+
+def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
+    """Print a row a run, with the final and best values of what ``by`` sums up."""
+    shown, what = _table(), _measured(by) or ""
     named = not telling
     for name in telling or ["name"]:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
@@ -146,16 +154,16 @@ def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
             title, justify="right" if numeric else "left", overflow="fold", min_width=len(title)
         )
     shown.add_column("state", no_wrap=True)
-    for title in ("step", "val loss", "best", "tokens/s", "time"):
+    for title in ("step", what.replace(".", " "), "best", "tokens/s", "time"):
         shown.add_column(title, justify="right", no_wrap=True)
     reasons = frame["reason"].notna().any()
     if reasons:
         shown.add_column("reason")
-    best = _leader(frame)
+    best = _leader(frame, by)
     for position, row in enumerate(frame.to_dict("records")):
         cells = [_cell(row[name]) for name in (["name"] if named else telling)]
         cells += [_cell(row["state"]), _steps(row)]
-        cells += [_number(row.get(f"{kind}.val.loss"), "{:.4f}") for kind in ("final", "best")]
+        cells += [_number(row.get(f"{kind}.{what}"), "{:.4f}") for kind in ("final", "best")]
         cells += [_number(row["tokens_per_second"], "{:,.0f}"), _duration(row["duration_s"])]
         cells += ["" if _absent(row["reason"]) else clip(row["reason"], 80)] if reasons else []
         style = "bold" if position == best else ""
@@ -163,10 +171,10 @@ def _print_table(frame: pd.DataFrame, telling: list[str]) -> None:
     _show(shown)
 
 
-def _leader(frame: pd.DataFrame) -> int | None:
-    if BY not in frame:
+def _leader(frame: pd.DataFrame, by: str) -> int | None:
+    if by not in frame:
         return None
-    losses = frame[BY].where(_sound(frame)).astype("float64").to_numpy()
+    losses = frame[by].where(_sound(frame)).astype("float64").to_numpy()
     finite = [(loss, i) for i, loss in enumerate(losses) if math.isfinite(loss)]
     return min(finite)[1] if finite else None
 

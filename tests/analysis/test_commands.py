@@ -236,3 +236,10 @@ def test_a_full_disk_is_one_line_and_exit_code_1(store: Path, form: list[str]) -
         )
     assert done.returncode == 1
     assert done.stderr.splitlines()[1:] == ["error: No space left on device"]
+
+
+def test_the_table_shows_the_metric_that_it_is_sorted_by(store, capsys):
+    assert main(["table", "--store", str(store), "--by", "final.train.loss"]) == 0
+    printed = capsys.readouterr().out
+    assert "train loss" in printed
+    assert "val loss" not in printed
