@@ -1,0 +1,57 @@
+"""A task of the user's own, and the repetition of a run, as jobs of a real SLURM."""
+
+import json
+import time
+
+import pytest
+
+SLURM = ("cluster=slurm", "cluster.timeout_min=10")
+FIT = ("launch", "--config-dir", "conf", "--config-name", "fit")
+
+TASK = """
+def fit(config, run):
+    for step in range(1, 6):
+        run.log("train", step, loss=config["lr"] / step)
+        run.progress(step, 5)
+"""
+CONFIG = "defaults: [engine, _self_, {sweep: null}]\ntask: fit.fit\nlr: 0.1\n"
+
+
+@pytest.fixture
+def login(shell, slurm):
+    """Be on the login node, in a directory with a task of one's own."""
+    shell.env.update(slurm.env)
+    (shell.cwd / "conf").mkdir()
+    (shell.cwd / "fit.py").write_text(TASK)
+    (shell.cwd / "conf" / "fit.yaml").write_text(CONFIG)
+    yield shell
+    slurm.run("scancel", "--me", check=False)
+    slurm.wait_idle()
+
+
+def completed(login, sweep, seconds=90):
+    end = time.monotonic() + seconds
+    while {run["state"] for run in login.status(sweep)} != {"completed"}:
+        assert time.monotonic() < end, login.status(sweep)
+        time.sleep(0.3)
+
+
+def test_promise_05_an_edit_of_the_users_task_changes_nothing_in_the_jobs_that_wait(login):
+    hold = "+cluster.additional_parameters.begin=now+5"
+    login(*FIT, "-m", "lr=0.1,0.2", "paths.sweep=s", *SLURM, hold)
+    (login.cwd / "fit.py").write_text("raise RuntimeError('edited while the jobs wait')\n")
+    completed(login, "s")
+
+
+def test_promise_04_a_run_is_repeated_on_the_cluster_and_compared_by_the_printed_command(login):
+    login(*FIT, "-m", "lr=0.1", "paths.sweep=s", *SLURM)
+    completed(login, "s")
+    run = next((login.cwd / "multirun" / "s").glob("*/run.json")).parent
+    done = login("-m", "sweeps", "rerun", str(run), "--cluster", "--verify")
+    assert "code: as it was\n" in done.stderr
+    printed = done.stderr.splitlines()[-1].split()
+    assert printed[:5] == ["compare", "python", "-m", "sweeps", "compare"]
+    completed(login, f"{run.name}-rerun-1")
+    assert login(*printed[2:]).stdout == "equal to the bit: 5 values\n"
+    again = json.loads((login.cwd / printed[-1] / "run.json").read_text())
+    assert again["rerun_of"] == str(run)
