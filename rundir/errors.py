@@ -5,7 +5,7 @@ OptsweepError            1   some run failed, or a command could not do its work
 │   └── IllegalValue         a value outside what its key allows
 ├── ClusterError         3   the cluster said no; carries its words
 ├── Diverged             1   raised by a task: the loss is not finite, or the divergence rule fired
-├── RanksLost            1   raised by a task's rank that can't reach the others; another one failed
+├── RanksLost            4   raised by a task's rank that can't reach the others; another one failed
 └── Preempted            1   raised by a task that checkpointed because it was asked to stop
 
 A message is one line in the form ``name = value; must be …; did you mean …?``.
@@ -50,7 +50,12 @@ class Diverged(OptsweepError):
 
 
 class RanksLost(OptsweepError):
-    """One of a run's processes lost the others, so the reason of the failure lies elsewhere."""
+    """One of a run's processes lost the others, so the reason of the failure lies elsewhere.
+
+    Its exit code is its own, so that who waits for the process knows that too.
+    """
+
+    exit_code = 4
 
 
 class Preempted(OptsweepError):

@@ -98,8 +98,8 @@ class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         """Check what sbatch would only punish later."""
-        _require_one_process(self)
-        _require_positive(self, "array_parallelism", "timeout_min", *_PACKING)
+        tasks = ("nodes", "tasks_per_node")
+        _require_positive(self, "array_parallelism", "timeout_min", *tasks, *_PACKING)
         _require_packing(self)
         rules_of(self)
         require(
@@ -116,10 +116,16 @@ class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
         )
 
     @property
+    def tasks(self) -> int:
+        """Processes of one run."""
+        return int(self.nodes * self.tasks_per_node)
+
+    @property
     def gpus(self) -> int:
-        """GPUs of one worker, as far as the fields that ask for some tell."""
+        """GPUs of one array element, as far as the fields that ask for some tell."""
         asked = re.search(r"gpu(?::[^:,=]+)?[:=](\d+)", str(self.gres or ""))
-        return self.gpus_per_node or self.gpus_per_task or (int(asked[1]) if asked else 0)
+        on_node = self.gpus_per_node or (int(asked[1]) if asked else 0)
+        return int(self.nodes * on_node or self.tasks * (self.gpus_per_task or 0))
 
 
 Cluster = LocalCluster | SlurmCluster
@@ -172,6 +178,11 @@ def rules_of(built: Cluster) -> Rules:
 
 
 def _require_packing(built: Cluster) -> None:
+    for name in ("runs_per_gpu", "runs_per_node"):
+        together = built.nodes * built.tasks_per_node
+        must = f"null: the {together} tasks of an element work on one run"
+        value = getattr(built, name)
+        require(value is None or together == 1, f"cluster.{name}", value, must)
     if built.runs_per_gpu is not None:
         must = "null: no GPU is asked for; cluster.runs_per_node packs runs on CPUs"
         require(built.gpus > 0, "cluster.runs_per_gpu", built.runs_per_gpu, must)
@@ -180,7 +191,8 @@ def _require_packing(built: Cluster) -> None:
         require(built.gpus == 0, "cluster.runs_per_node", built.runs_per_node, must)
 
 
-def _require_one_process(built: Cluster) -> None:
+def _require_one_process(built: LocalCluster) -> None:
     for name in ("nodes", "tasks_per_node"):
         value = getattr(built, name)
-        require(value == 1, f"cluster.{name}", value, "1: a run is one process so far")
+        must = "1: on one machine a run is one process; cluster=slurm takes more"
+        require(value == 1, f"cluster.{name}", value, must)

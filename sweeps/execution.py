@@ -17,10 +17,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rundir import OptsweepError, Run, State, Status, ending, read_json, write_json
-from rundir.files import HYDRA_DIR, LOG_FILE, RUN_FILE, SCHEMA_VERSION
+from rundir.files import HYDRA_DIR, RUN_FILE, SCHEMA_VERSION
 from sweeps import provenance, tasks
 from sweeps.composition import Composed, hydra_node
 from sweeps.identity import task_config
+from sweeps.ranks import ALONE, Place
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to checkpoint at its next step boundary and end as ``preempted``."""
@@ -41,6 +42,8 @@ class Job:
     git: dict[str, Any] | None = None
     rerun_of: str | None = None
     """Directory of the run that this one repeats."""
+    place: Place = ALONE
+    """Which of the run's processes this is; only rank 0's writes the run's files."""
 
 
 def execute(
@@ -57,12 +60,19 @@ def execute(
     to train.log and not raised.
     """
     run = Run(
-        job.directory, attempt=attempt, threads=threads, job=slurm_job, on_progress=on_progress
+        job.directory,
+        attempt=attempt,
+        threads=threads,
+        job=slurm_job,
+        on_progress=on_progress,
+        rank=job.place.rank,
+        world_size=job.place.size,
     )
     error: BaseException | None = None
-    with _log_to(job.directory / LOG_FILE), _stop_on_signals(run):
+    with _log_to(job.directory / job.place.log_file), _stop_on_signals(run):
         try:
-            write_snapshot(job, run)
+            if run.rank == 0:
+                write_snapshot(job, run)
             tasks.load(job.composed.resolved["task"], "task")(
                 task_config(job.composed.resolved), run
             )
@@ -116,6 +126,7 @@ def _attempt(run: Run) -> dict[str, Any]:
         **provenance.host(),
         "pid": os.getpid(),
         "threads": run.threads,
+        "world_size": run.world_size,
         "gpus": provenance.gpus(),
         "slurm": provenance.slurm_ids(),
         "started_at": time.time(),
@@ -145,6 +156,16 @@ class _Log(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Let the record go."""
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Have stop signals wait: from a claim to the fork, so that there is a run to tell."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 @contextmanager

@@ -165,7 +165,18 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
             again = "requeue" if submission.share.rules.requeues else "no-requeue"
             executor.parameters["additional_parameters"] = {again: True, **more}
         executor.parameters["map_count"] = submission.elements
+        executor.parameters["srun_args"] = _srun_arguments(cluster)
         return executor
+
+
+def _srun_arguments(cluster: SlurmCluster) -> list[str]:
+    """Return srun's options for an element's tasks: when one is gone, none is left behind."""
+    if cluster.tasks == 1:
+        return []
+    found = ["--kill-on-bad-exit=1"]
+    if cluster.cpus_per_task is not None:  # since 22.05 srun does not take it from the job
+        found.append(f"--cpus-per-task={cluster.cpus_per_task}")
+    return found
 
 
 def _settings(cluster: Cluster) -> dict[str, Any]:

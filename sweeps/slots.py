@@ -56,10 +56,16 @@ class Slots:
             be(attempt)
         self._at_work[child] = attempt
 
-    def wait(self) -> tuple[Attempt, int]:
-        """Wait until a run's process ends; return the run and the status from ``os.waitpid``."""
+    def wait(self, watch: Callable[[], None] | None = None) -> tuple[Attempt, int]:
+        """Wait until a run's process ends; return the run and the status from ``os.waitpid``.
+
+        Args:
+            watch: called again and again meanwhile; it takes its time.
+        """
         while True:
-            child, wait_status = os.waitpid(-1, 0)
+            child, wait_status = os.waitpid(-1, os.WNOHANG if watch else 0)
+            if watch and not child:
+                watch()
             if child in self._at_work:  # a task's module may have left processes of its own
                 attempt = self._at_work.pop(child)
                 self._free = sorted([*self._free, attempt.slot])

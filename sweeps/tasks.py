@@ -1,7 +1,8 @@
 """The functions that a config names: ``task`` does a run's work, ``check`` looks at its config.
 
     task:  package.module.function(config: dict, run: rundir.Run) -> None
-    check: package.module.function(config: dict) -> None, raises rundir.UserError; optional
+    check: package.module.function(config: dict) -> None, raises rundir.UserError; optional. If it
+           has a parameter world_size, it is told how many processes the run will have.
 
 ``check`` is called at launch, on the login node, for every run; it must not import heavy packages.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import math
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -52,7 +55,13 @@ def check(resolved: Mapping[str, Any]) -> None:
         UserError: what the task's check says.
     """
     if resolved.get("check") is not None:
-        load(resolved["check"], "check")(task_config(resolved))
+        function = load(resolved["check"], "check")
+        cluster = resolved.get("cluster") or {}
+        shape = [cluster.get(name) for name in ("nodes", "tasks_per_node")]
+        more = {}
+        if _takes_world_size(function):
+            more["world_size"] = math.prod(n for n in shape if isinstance(n, int))
+        function(task_config(resolved), **more)
     _check_exists(resolved.get("task"))
 
 
@@ -80,6 +89,11 @@ def origin(dotted: str) -> tuple[Path, str] | None:
 def _is_installed(place: Path) -> bool:
     library = Path(sysconfig.get_path("stdlib")).resolve()
     return not {"site-packages", "dist-packages"}.isdisjoint(place.parts) or place == library
+
+
+@lru_cache
+def _takes_world_size(check: Callable[..., Any]) -> bool:
+    return "world_size" in inspect.signature(check).parameters
 
 
 @lru_cache

@@ -14,10 +14,12 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 def threads(share: Share) -> int | None:
-    """Return the CPU threads of one run: what SLURM allots, shared by the runs side by side."""
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        if os.environ.get(name):
-            return max(1, int(os.environ[name]) // share.slots)
+    """Return the CPU threads of a run's process: what SLURM allots, shared by those beside it."""
+    if os.environ.get("SLURM_CPUS_PER_TASK"):
+        return max(1, int(os.environ["SLURM_CPUS_PER_TASK"]) // share.slots)
+    if os.environ.get("SLURM_CPUS_ON_NODE"):
+        tasks = int(os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+        return max(1, int(os.environ["SLURM_CPUS_ON_NODE"]) // (share.slots * tasks))
     return share.threads
 
 

@@ -13,31 +13,36 @@ import argparse
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
-from rundir import ENDED, OptsweepError, State, Status, UserError, ending, exit_code_of, read_status
-from rundir.files import LOG_FILE, write_status
+from rundir import ENDED, OptsweepError, State, UserError, exit_code_of, read_status
+from rundir.files import write_status
 from sweeps import cores, freeze, provenance, requeue, warmup
 from sweeps.backlog import Backlog
 from sweeps.deadline import Deadline
-from sweeps.execution import STOP_SIGNALS, Job, end_of_killed, execute
+from sweeps.execution import STOP_SIGNALS, end_of_killed, signals_blocked
 from sweeps.failures import FAILURES, Failures
+from sweeps.follower import Follower
+from sweeps.leader import Leader
 from sweeps.ledger import LOCAL, Note, Share, Submission
 from sweeps.owners import myself
 from sweeps.plan import Plan
+from sweeps.process import be_the_run
+from sweeps.ranks import ALONE, Task, address_file
 from sweeps.slots import Attempt, Slots
 
 
 class Worker:
     """Works through its share of a submission; see the module's text."""
 
-    def __init__(self, plan: Plan, submission: Submission, element: int) -> None:
+    def __init__(
+        self, plan: Plan, submission: Submission, element: int, leader: Leader | None = None
+    ) -> None:
+        """Take an element's share; with a leader, which this worker then is, of several tasks."""
         self.plan = plan
         self.submission = submission
         self.share = submission.share
@@ -51,6 +56,7 @@ class Worker:
         self._backlog = Backlog(plan, submission, element, myself(requeue.this_element()))
         self._failures = Failures(plan.home, submission.launch or submission.id, self.share.rules)
         self._interrupted: list[Attempt] = []
+        self._leader = leader
 
     def work(self) -> int:
         """Carry out runs until none is left; return how many attempts ended badly."""
@@ -58,10 +64,12 @@ class Worker:
             signal.signal(number, self._on_signal)
         self.submission.retract(self.plan.home, Note.REQUEUED, self.element)
         warmup.warm_up(self.plan, self.share)
+        if self._leader is not None:
+            self._leader.gather(lambda: self.stopped is not None)
         bad = 0
         self._fill()
         while not self._slots.is_empty:
-            attempt, wait_status = self._slots.wait()
+            attempt, wait_status = self._slots.wait(self._watch if self._leader else None)
             bad += wait_status != 0
             self._settle(attempt, wait_status)
             self._fill()
@@ -74,12 +82,16 @@ class Worker:
         """Begin runs until every slot has one, none is left, or none may be begun."""
         while not self._slots.is_full and self._refusal() is None:
             # Blocked from the claim to the fork, a stop signal waits until there is a run to tell.
-            with _signals_blocked():
+            with signals_blocked():
                 is_stopped = self.stopped or signal.sigpending() & set(STOP_SIGNALS)
                 taken = None if is_stopped else self._backlog.take()
                 if taken is not None:
-                    self.plan.directory(taken[0]).mkdir(parents=True, exist_ok=True)
-                    self._slots.start(*taken, self._be_the_run)
+                    run, number = taken
+                    self.plan.directory(run).mkdir(parents=True, exist_ok=True)
+                    leader = self._leader
+                    place = leader.announce(run.index, number) if leader else ALONE
+                    be = partial(be_the_run, self.plan, self.submission, place=place)
+                    self._slots.start(run, number, be)
                     self.began += 1
             if taken is None:
                 return
@@ -88,6 +100,8 @@ class Worker:
         """Return why no further run is begun; None while one may be."""
         if self.stopped is not None:
             return f"the worker was stopped by {self.stopped}"
+        if self._leader is not None and self._leader.is_alone:
+            return "another of the element's tasks is gone"
         return self._failures.refusal() or self._deadline.refusal()
 
     def _settle(self, attempt: Attempt, wait_status: int) -> None:
@@ -97,6 +111,11 @@ class Worker:
         if status is None or status.attempt != attempt.number or status.state not in ENDED:
             status = end_of_killed(status, attempt.number, wait_status)
             write_status(directory, status)
+        if self._leader is not None:
+            judged = self._leader.verdict(status)
+            if judged != status:
+                status = judged
+                write_status(directory, status)
         self._deadline.learn(self.plan, attempt.run, status)
         if status.state is State.PREEMPTED and self.stopped is not None:
             self._interrupted.append(attempt)
@@ -137,51 +156,14 @@ class Worker:
                 told = replace(status, reason=f"{status.reason}; not requeued: {why}")
                 write_status(directory, told)
 
-    def _be_the_run(self, attempt: Attempt) -> NoReturn:
-        """Be the forked process."""
-        code = 1
-        run, directory = attempt.run, self.plan.directory(attempt.run)
-        try:
-            log = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            composed = self.plan.composed(run)
-            os.environ.update(composed.hydra.job.env_set)
-            job = Job(
-                composed,
-                directory,
-                run.name,
-                run.signature,
-                sweep=self.plan.sweep,
-                index=run.index,
-                rerun_of=self.plan.rerun_of,
-                code=self.submission.code,
-                git=self.submission.git,
-            )
-            threads, element = warmup.threads(self.share), requeue.this_element()
-            status = execute(job, attempt.number, threads, slurm_job=element)
-            code = status.exit_code or 0
-        except BaseException as error:  # noqa: BLE001 - the state of the run must be recorded
-            state, reason, code = ending(error)
-            host = os.uname().nodename
-            end = Status(state, attempt.number, host, reason=reason, exit_code=code)
-            write_status(directory, end)
-            traceback.print_exc()
-        finally:
-            os._exit(code)  # whatever was raised: a child that returned would work on as a worker
+    def _watch(self) -> None:
+        """Hear how the other tasks fare; see the leader's."""
+        if self._leader is not None:
+            self._leader.watch(lambda: self._slots.tell(signal.SIGKILL))
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.stopped = signal.Signals(number).name
         self._slots.tell(number)
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _wait_for_place(share: Share) -> None:
@@ -216,7 +198,17 @@ def main() -> int:
         raise
     if submission.share.backend == LOCAL:
         _wait_for_place(submission.share)
-    return 1 if Worker(plan, submission, element).work() else 0
+    task = Task.here(submission)
+    if task.size == 1:
+        return 1 if Worker(plan, submission, element).work() else 0
+    meeting = address_file(submission, plan.home, element)
+    if task.rank:
+        return Follower(plan, submission, task, meeting).work()
+    leader = Leader(task, meeting)
+    try:
+        return 1 if Worker(plan, submission, element, leader).work() else 0
+    finally:
+        leader.dismiss()
 
 
 if __name__ == "__main__":

@@ -31,13 +31,17 @@ __all__ = [
 ]
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any], world_size: int = 1) -> None:
     """Refuse a configuration that cannot train; reads no more of the data than its size.
+
+    Args:
+        config: resolved, as :func:`run` gets it.
+        world_size: processes that the run will have.
 
     Raises:
         UserError: an unknown or missing key, a wrong type, an impossible value or combination.
     """
-    TrainConfig.from_mapping(config)
+    TrainConfig.from_mapping(config).check_ranks(world_size)
 
 
 def run(config: Mapping[str, Any], run: Run) -> None:

@@ -107,6 +107,13 @@ def slurm_to_break() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
+def slurm_resolving() -> Iterator[Lab]:
+    """SLURM of two nodes whose names resolve, as ranks on several nodes need."""
+    with start_lab(accounting=False, node_count=2, NODEPREFIX="127.0.1.") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
 def slurm_limited() -> Iterator[Lab]:
     """SLURM that enforces the submit limits of two accounts and a QOS; arrays of five at most."""
     enforced = "AccountingStorageEnforce=limits,qos"
@@ -173,7 +180,7 @@ def start_lab(*, accounting: bool, node_count: int = 4, **settings: str) -> Iter
             pytest.fail(
                 f"SLURM did not start: {up.stderr}{_last_lines(path / 'log')}", pytrace=False
             )
-        names = tuple(f"n{i + 1}" for i in range(node_count))
+        names = tuple(f"{settings.get('NODEPREFIX', 'n')}{i + 1}" for i in range(node_count))
         yield Lab(path, base | _exports(path / "env"), names, accounting)
     finally:
         subprocess.run([SCRIPTS / "down.sh"], env=base, check=False)
