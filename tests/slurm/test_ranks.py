@@ -76,7 +76,7 @@ def processes_of(directory: Path) -> dict[int, int]:
 
 def test_promise_21_two_nodes_of_two_tasks_make_one_run_with_the_losses_of_one_process(login):
     sweep = ("launch", "-m", *REAL, f"{STEPS}=5", "optimizer=adamw,dap-ns-nadam")
-    login(*sweep, *SHAPE, "paths.sweep=s")
+    login(*sweep, *SHAPE, "paths.sweep=s", "cluster.workers=1")
     runs = wait_until(login, ended)
     assert [run["state"] for run in runs] == ["completed"] * 2, logs(login)
     login(*sweep, "paths.sweep=s", "paths.multirun=alone", "cluster.cpus_per_task=1")
