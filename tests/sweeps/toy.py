@@ -16,6 +16,7 @@ def check(config: dict) -> None:
 def run(config: dict, run: Run) -> None:
     steps = config["training"]["training_params"]["max_steps"]
     lr = config["optimizer"]["optimizer_params"]["lr"]
+    print("GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), "threads", run.threads, flush=True)
     state = run.checkpoints / "step.txt"
     first = int(state.read_text()) if state.exists() else 0
     for step in range(first, steps):
@@ -46,3 +47,5 @@ def misbehave(seed: int) -> None:
         raise Diverged("loss is nan at step 2")
     if seed == 905:
         raise MemoryError
+    if seed == 906:
+        os.kill(os.getpid(), signal.SIGKILL)
