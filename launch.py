@@ -8,7 +8,9 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,11 +21,18 @@ CONFIG = str(Path(__file__).resolve().parent / "conf")
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG, config_name="config")
-def main(config: DictConfig) -> None:
-    """Carry out one run. With -m or sweep=NAME Hydra calls sweeps.planner instead."""
+def main(config: DictConfig) -> float | None:
+    """Carry out one run. With -m or sweep=NAME Hydra calls sweeps.planner instead.
+
+    Returns:
+        With another sweeper than ours the job's loss, for samplers.
+    """
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return sweeps.run_as_job(config)
     code = exit_code_of(lambda: sweeps.run_composed(config))
     if code:  # ends here, or Hydra prints its overrides in front of an error
         sys.exit(code)
+    return None
 
 
 def _without_json(words: list[str]) -> list[str]:

@@ -33,6 +33,31 @@ def run_composed(config: DictConfig) -> int:
     Args:
         config: the job's config, without the ``hydra`` node.
     """
+    composed, directory = _composed(config)
+    dry_run = DryRun.of(composed.resolved.get("dry_run"))
+    return single.run_one(composed, dry_run=dry_run, directory=directory)
+
+
+def run_as_job(config: DictConfig) -> float | None:
+    """Carry out one job of a sweeper other than ours; return what a sampler minimises.
+
+    That is the last validation loss, or training loss where there is none; infinity for a run that
+    diverged; None for a dry run and for a task that logs no loss.
+
+    Raises:
+        OptsweepError: the run did not complete; Hydra hands it to the process that waits.
+    """
+    composed, directory = _composed(config)
+    dry_run = DryRun.of(composed.resolved.get("dry_run"))
+    try:
+        single.run_one(composed, dry_run=dry_run, directory=directory)
+    except UserError as error:  # it is pickled on its way back; some of them can't be
+        raise UserError(str(error)) from None
+    return single.outcome(composed, directory) if dry_run is DryRun.NO else None
+
+
+def _composed(config: DictConfig) -> tuple[Composed, Path | None]:
+    """Return the run that Hydra composed, and the directory that the user chose for it."""
     hydra = composition.hydra_of(HydraConfig.instance().cfg)
     sweep = OmegaConf.select(hydra, "runtime.choices.sweep")
     if sweep is not None and hydra.mode != RunMode.MULTIRUN:
@@ -43,10 +68,8 @@ def run_composed(config: DictConfig) -> int:
     overrides = tuple(str(text) for text in hydra.overrides.task)
     groups = composition.group_overrides(overrides, GlobalHydra.instance().config_loader())
     composed = Composed(overrides, groups, config, composition.resolve(config), hydra)
-    chosen = None if str(hydra.run.dir) == "." else Path(str(hydra.runtime.output_dir))
-    return single.run_one(
-        composed, dry_run=DryRun.of(composed.resolved.get("dry_run")), directory=chosen
-    )
+    is_ours = hydra.mode == RunMode.MULTIRUN or str(hydra.run.dir) == "."
+    return composed, None if is_ours else Path(str(hydra.runtime.output_dir))
 
 
 def compose(

@@ -59,7 +59,8 @@ class _Waiting:
         names = {field.name for field in fields(self.their_config)}
         self.params = {key: value for key, value in self.params.items() if key in names}
         self.params["timeout_min"] = self.params["timeout_min"] or _NO_LIMIT_MIN
-        results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]
+        with scheduler.clean_environment():
+            results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]
         return results
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from rundir import DONE, State, UserError, read_json, read_status
-from rundir.files import LOG_FILE, OUTPUTS, RUN_FILE, UNSIGNED_KEYS
+from rundir import DONE, OptsweepError, State, UserError, read_json, read_status
+from rundir.files import LOG_FILE, METRICS_FILE, OUTPUTS, RUN_FILE, UNSIGNED_KEYS, iter_metrics
 from sweeps import claims, display, identity, progress, provenance, states, tasks
 from sweeps.composition import Composed
 from sweeps.execution import Job, execute
@@ -73,6 +74,24 @@ def carry_out(job: Job, threads: int | None) -> int:
         log = job.directory / LOG_FILE
         display.err.print(f"{status.state}: {status.reason}; see {log}", markup=False)
     return status.exit_code or 0
+
+
+def outcome(composed: Composed, directory: Path | None = None) -> float | None:
+    """Return the last loss that a run logged, of stream ``val`` if it has one.
+
+    Raises:
+        OptsweepError: the run has not completed.
+    """
+    job = job_of(composed, directory)
+    status = read_status(job.directory)
+    if status is not None and status.state is State.DIVERGED:
+        return math.inf
+    if status is None or status.state is not State.COMPLETED:
+        found = f"{status.state}: {status.reason}" if status else "not begun"
+        raise OptsweepError(f"{job.name} {found}; see {job.directory / LOG_FILE}")
+    records = iter_metrics(job.directory / METRICS_FILE)
+    last = {record["stream"]: float(record["loss"]) for record in records if "loss" in record}
+    return last.get("val", last.get("train"))
 
 
 def _next_attempt(job: Job) -> tuple[int | None, str]:

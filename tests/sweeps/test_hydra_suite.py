@@ -1,0 +1,81 @@
+"""Hydra's own tests of launchers, passed by the one for this machine."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+
+LAUNCHER = "optsweep_local"
+
+
+@pytest.fixture(autouse=True)
+def _project_on_the_path(monkeypatch):
+    """Hydra's scripts lie elsewhere and find our plugins only on the path."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+
+
+def test_hydra_finds_the_launchers():
+    found = {f"{kind.__module__}.{kind.__name__}" for kind in Plugins.instance().discover(Launcher)}
+    assert {"hydra_plugins.optsweep.LocalLauncher", "hydra_plugins.optsweep.SlurmLauncher"} <= found
+
+
+@pytest.mark.parametrize(
+    ("launcher_name", "overrides"), [(LAUNCHER, ["hydra.launcher.timeout_min=5"])]
+)
+class TestLocalLauncher(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("task_launcher_cfg", "extra_flags"), [({}, ["-m", f"hydra/launcher={LAUNCHER}"])]
+)
+class TestLocalLauncherIntegration(IntegrationTestSuite):
+    pass
+
+
+BASIC = ("launch", "-m", "hydra/sweeper=basic")
+
+
+def test_under_hydras_own_sweeper_the_launcher_waits_for_every_job(shell, toy):
+    shell(*BASIC, *toy, "seed=1,2")
+    states = [
+        json.loads(p.read_text())["state"] for p in shell.cwd.glob("outputs/*/*/*/*/status.json")
+    ]
+    assert states == ["completed", "completed"]
+
+
+def test_under_hydras_own_sweeper_a_failed_job_fails_the_launch_in_one_line(shell, toy):
+    done = shell(*BASIC, *toy, "seed=1,903", code=1)
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(
+        r"error: max_steps-3-seed-903-\w{6} failed: RuntimeError: the task is broken; "
+        r"see outputs/\S+/train\.log",
+        done.stderr.splitlines()[-1],
+    )
+
+
+def test_a_job_returns_its_last_loss_to_a_sampler(shell, toy):
+    shell("-c", SAMPLER, "hydra/sweeper=basic", *toy, "optimizer.optimizer_params.lr=0.5,0.25")
+    assert json.loads((shell.cwd / "said.json").read_text()) == [1 / 3 + 0.5, 1 / 3 + 0.25]
+
+
+SAMPLER = """
+import json, sys
+import launch
+from sweeps import launchers
+
+wait = launchers._Waiting.launch
+def told(self, *arguments):
+    results = wait(self, *arguments)
+    json.dump([job.return_value for job in results], open("said.json", "w"))
+    return results
+launchers._Waiting.launch = told
+sys.argv[0] = "launch.py"
+sys.argv.insert(1, "-m")
+launch.launch()
+"""
+"""Launches as launch.py does, and writes down what the launcher returns to the sweeper."""
