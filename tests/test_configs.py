@@ -52,8 +52,19 @@ def test_sweep_opens_with_what_it_shows_its_cost_and_its_command(name):
 
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_run_of_a_sweep_composes_and_passes_the_check(name, shell):
+    after = yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())["sweep"].get("after")
+    if after is not None:
+        short = ("training.training_params.max_steps=1", "cluster.workers=1")
+        shell("launch", f"sweep={after}", *short)
     done = shell("launch", f"sweep={name}", "dry_run=true")
     assert "to submit" in done.stdout
+    assert "best(" not in done.stdout
+
+
+def test_the_learning_rate_sweep_holds_every_optimizer():
+    definition = yaml.safe_load((ROOT / "sweeps" / "lr_sensitivity.yaml").read_text())["sweep"]
+    held = [name for block in definition["blocks"] for name in block["grid"]["optimizer"]]
+    assert sorted(held) == options("optimizer")
 
 
 @pytest.mark.parametrize("kind", ["LocalCluster", "SlurmCluster"])
