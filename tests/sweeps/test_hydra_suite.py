@@ -69,8 +69,8 @@ import launch
 from sweeps import launchers
 
 wait = launchers._Waiting.launch
-def told(self, *arguments):
-    results = wait(self, *arguments)
+def told(self, batch, initial_job_idx):
+    results = wait(self, batch, initial_job_idx)
     json.dump([job.return_value for job in results], open("said.json", "w"))
     return results
 launchers._Waiting.launch = told
