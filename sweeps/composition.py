@@ -103,7 +103,7 @@ class Composer:
         if form in self._shapes and shape is None and values:
             base = self.base(composed.groups).config
             rest = [one for one in overrides if one.input_line not in composed.groups]
-            shape = Shape(base, composed.config, copied(composed.resolved), rest)
+            shape = Shape(base, composed.config, copied(composed.resolved), rest, values)
         self._shapes[form] = composed.groups, shape
         return composed.groups, composed.resolved
 

@@ -2,18 +2,18 @@
 
 The *shape* of a run is its override list with the plain values left out. Of the runs of one shape
 two are composed. For the others the last one's live config gets their values, and OmegaConf
-resolves again only what may see the change: 0.1 ms a run instead of 10.
+resolves again only what may see the change, mostly nothing: 0.05 ms a run instead of 10.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
 Keys: TypeAlias = tuple[Any, ...]
 """Keys of mappings and indices of lists, from the top of a config."""
@@ -66,6 +66,7 @@ class Shape:
         config: DictConfig,
         resolved: Mapping[str, Any],
         overrides: Sequence[Override],
+        varying: Iterable[str],
     ) -> None:
         """Take one run of the shape.
 
@@ -74,19 +75,23 @@ class Shape:
             config: the run's config, interpolations unresolved; the shape's own from here on.
             resolved: the same, resolved; the shape's own, too.
             overrides: the run's overrides but those that choose groups.
+            varying: the dotted keys of those that are left out of the shape.
         """
         self._base = base
         self._config = config
         self._resolved = resolved
         keys = [_split(one.key_or_group) for one in overrides]
-        self._places = {
-            one.key_or_group: _Place(key, parent)
-            for one, key in zip(overrides, keys, strict=True)
-            if isinstance(parent := _at(config, key[:-1]), DictConfig) and key[-1] in parent
-        }
+        found = {dotted: _place(config, _split(dotted)) for dotted in varying}
+        self._places = {dotted: place for dotted, place in found.items() if place is not None}
         self._seeing = list(_seeing(config, keys))
+        self._typed = {
+            key
+            for key, place in self._places.items()
+            if type(place.parent._get_node(place.keys[-1])) is not AnyNode
+        }
         self.is_quick = (
-            all(isinstance(key, str) for key in config)
+            len(self._places) == len(found)
+            and all(isinstance(key, str) for key in config)
             and all(_acts_on_its_own(one, base) for one in overrides)
             and not any(_overlap(key, other) for i, key in enumerate(keys) for other in keys[:i])
         )
@@ -98,13 +103,16 @@ class Shape:
         Raises:
             OmegaConfBaseException: a value of a wrong type, or an interpolation that fails.
         """
-        OmegaConf.copy_cache(self._base, self._config)
-        places = [self._places[key] for key in values]
-        for place, value in zip(places, values.values(), strict=True):
-            place.parent[place.keys[-1]] = value
         fresh: dict[str, Any] = copied(self._resolved)
-        for place in (*places, *self._seeing):
-            place.put(fresh)
+        for key, value in values.items():
+            self._places[key].put(fresh, value)
+        if not self._seeing and self._typed.isdisjoint(values):
+            return fresh
+        OmegaConf.copy_cache(self._base, self._config)
+        for key, value in values.items():
+            self._places[key].set(value)
+        for place in (*(self._places[key] for key in self._typed), *self._seeing):
+            place.put(fresh, place.get())
         return fresh
 
 
@@ -115,14 +123,28 @@ class _Place:
     keys: Keys
     parent: Any
 
-    def put(self, plain: Any) -> None:
-        """Write what stands here, resolved, into the same place of a plain config."""
+    def set(self, value: object) -> None:
+        self.parent[self.keys[-1]] = value
+
+    def get(self) -> object:
+        """Return what stands here, resolved."""
         value = self.parent[self.keys[-1]]
-        if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        if not OmegaConf.is_config(value):
+            return value
+        return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+
+    def put(self, plain: Any, value: object) -> None:
+        """Write a value into the same place of a plain config."""
         for key in self.keys[:-1]:
             plain = plain[key]
         plain[self.keys[-1]] = value
+
+
+def _place(config: DictConfig, keys: Keys) -> _Place | None:
+    """Return the place of a key of a mapping; None if it is of a list, or an alias of another."""
+    parent = _at(config, keys[:-1])
+    is_there = isinstance(parent, DictConfig) and keys[-1] in parent
+    return _Place(keys, parent) if is_there else None
 
 
 def copied(plain: Any) -> Any:
