@@ -133,6 +133,14 @@ def slurm_limited() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture
+def slurm_forgetful() -> Iterator[Lab]:
+    """SLURM of one test alone that forgets ended jobs after 2 s and answers within 2 s or never."""
+    more = "MinJobAge=2\nMessageTimeout=2"
+    with start_lab(accounting=False, node_count=2, EXTRA=more) as lab:
+        yield lab
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

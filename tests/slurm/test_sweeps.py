@@ -44,7 +44,7 @@ def submissions(login) -> list[dict]:
     return [json.loads(file.read_text()) for file in files]
 
 
-def test_launch_returns_while_the_jobs_still_wait_and_status_follows_them(login, toy):
+def test_promise_01_launch_returns_while_the_jobs_still_wait_and_status_follows_them(login, toy):
     done = login(*launch(toy, f"{LR}=0.1,0.2,0.3"))
     assert "submitted 3 runs as job " in done.stderr
     runs = wait_until(login, ended)
@@ -55,7 +55,7 @@ def test_launch_returns_while_the_jobs_still_wait_and_status_follows_them(login,
     assert len(submissions(login)) == 1
 
 
-def test_waiting_runs_are_pending_and_are_not_submitted_again(login, toy):
+def test_promise_03_waiting_runs_are_pending_and_are_not_submitted_again(login, toy):
     hold = "+cluster.additional_parameters.begin=now+1hour"
     login(*launch(toy, f"{LR}=0.1,0.2", hold))
     assert [run["state"] for run in login.status("s")] == ["pending", "pending"]
@@ -103,19 +103,50 @@ def test_what_sbatch_says_reaches_the_user_with_exit_code_3(login, toy):
     assert {run["state"] for run in wait_until(login, ended)} == {"completed"}
 
 
-def test_the_login_shells_slurm_variables_do_not_reach_the_jobs(login, toy):
+def test_promise_11_the_login_shells_slurm_variables_do_not_reach_the_jobs(login, toy):
     login.env.update({"SLURM_CPU_BIND": "mask_cpu:0x1", "SBATCH_PARTITION": "nope"})
     login(*launch(toy, "seed=1"))
     assert {run["state"] for run in wait_until(login, ended)} == {"completed"}
 
 
-def test_an_edit_of_the_code_while_jobs_run_from_it_is_refused_in_words(login, toy):
+def test_promise_05_an_edit_of_the_frozen_code_is_refused_on_the_node_in_words(login, toy):
     login(*launch(toy, "seed=1", "+cluster.additional_parameters.begin=now+3"))
     code = next(login.cwd.glob("multirun/s/.sweep/code/*"))
     with (code / "rundir" / "run.py").open("a") as file:
         file.write("# edited\n")
     (run,) = wait_until(login, lambda runs: runs[0]["state"] == "lost")
     assert "has changed since submission" in run["reason"]
+
+
+def test_promise_05_an_edit_of_the_working_tree_while_jobs_wait_changes_nothing_in_them(login):
+    task = login.cwd / "mine.py"
+    task.write_text("def run(config, run):\n    run.log('train', 1, loss=1.0)\n")
+    own = ("task=mine.run", "check=null", "seed=1")
+    settings = ("paths.sweep=s", "cluster=slurm", "+cluster.additional_parameters.begin=now+4")
+    login("launch", "-m", *own, *settings)
+    task.write_text("raise SystemExit('edited while the job waited')\n")
+    (run,) = wait_until(login, ended)
+    assert run["state"] == "completed", run
+    lines = (login.cwd / run["directory"] / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [1.0]
+
+
+def test_runs_submitted_again_avoid_the_nodes_that_are_excluded(login, toy, slurm):
+    login(*launch(toy, "seed=1,903", "cluster.exclude=n1"))
+    wait_until(login, ended)
+    again = (
+        "from sweeps import submission; from sweeps.plan import Plan; from pathlib import Path\n"
+    )
+    again += "plan = Plan.read(Path('multirun/s'))\n"
+    again += "raise SystemExit(submission.again(plan, [0, 1], exclude_nodes=['n2', 'n3']))"
+    done = login("-c", again)
+    assert "1 completed, 1 failed; 1 to submit, 1 of them again" in done.stderr
+    first, second = sorted(submissions(login), key=lambda s: len(s["share"]["runs"]), reverse=True)
+    assert [len(first["share"]["runs"]), second["share"]["runs"]] == [2, [[1, 2]]]
+    script = next(login.cwd.glob(f"multirun/s/.sweep/submissions/{second['id']}/*_submission.sh"))
+    assert "#SBATCH --exclude=n1,n2,n3\n" in script.read_text()
+    claims = login.cwd / "multirun" / "s" / ".sweep" / "claims"
+    wait_until(login, lambda runs: (claims / "1.2").exists() and ended(runs))
 
 
 def test_too_little_time_for_the_signal_is_refused_before_anything_happens(login, toy):

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from rundir import OptsweepError
-from sweeps.freeze import freeze, task_places, verify
+from sweeps.freeze import freeze, present_hash, task_places, verify
 
 
 @pytest.fixture
@@ -38,6 +38,16 @@ def test_the_same_code_is_stored_once_and_other_code_beside_it(project, tmp_path
     (project / "tracked.py").write_text("x = 3\n")
     second = freeze(tmp_path / "home", project)
     assert sorted(os.listdir(tmp_path / "home" / "code")) == sorted([first, second])
+
+
+def test_nothing_is_copied_or_written_where_the_present_code_is_frozen_already(project, tmp_path):
+    home = tmp_path / "home"
+    name = freeze(home, project)
+    before = {path: path.stat().st_mtime_ns for path in (home / "code").rglob("*")}
+    folder = (home / "code").stat().st_mtime_ns
+    assert freeze(home, project) == present_hash(home, project) == name
+    assert {path: path.stat().st_mtime_ns for path in (home / "code").rglob("*")} == before
+    assert (home / "code").stat().st_mtime_ns == folder
 
 
 @pytest.mark.parametrize("tamper", ["edit", "add", "remove"])

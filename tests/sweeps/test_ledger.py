@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -63,3 +64,20 @@ def test_the_lock_is_given_back(tmp_path):
         pass
     with ledger.locked(tmp_path, "s"):
         pass
+
+
+def test_promise_10_runs_that_differ_where_their_names_do_not_have_directories_of_their_own(
+    shell, toy
+):
+    for steps in (3, 4):
+        more = (
+            "paths.sweep=s",
+            "paths.run_name=mine",
+            f"training.training_params.max_steps={steps}",
+        )
+        shell("launch", "-m", *toy, *more)
+    runs = sorted(shell.cwd.glob("multirun/s/*/*/*/*"), key=str)
+    runs = [run for run in runs if ".sweep" not in run.parts]
+    signatures = [json.loads((run / "run.json").read_text())["signature"] for run in runs]
+    assert len(set(signatures)) == 2
+    assert [run.name for run in runs] == [f"mine-{signature[:6]}" for signature in signatures]
