@@ -28,6 +28,9 @@ from sweeps.overrides import parse, setting, shown
 
 CLAIMS_DIR = "claims"
 
+SUCCESSOR_DIR = "successor"
+"""Script and log of the job that launches a second stage after the first."""
+
 
 @dataclass(frozen=True)
 class PlannedRun:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rundir import UserError, unknown
 from rundir.files import PLAN_FILE, SWEEP_DIR
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import SUCCESSOR_DIR, Plan, PlannedRun
 
 
 def find(name: str | None, multirun: Path) -> Plan:
@@ -39,8 +39,21 @@ def read(root: Path) -> Plan:
     """
     plan = Plan.read(root)
     if plan is None:
-        raise UserError(f"{root} has no plan")
+        raise UserError(_why_no_plan(root))
     return plan
+
+
+def _why_no_plan(root: Path) -> str:
+    """Say how it stands with a second stage that a job was to launch after the first one."""
+    folder = root / SWEEP_DIR / SUCCESSOR_DIR
+    if not folder.is_dir():
+        return f"{root} has no plan"
+    logs = sorted(folder.glob("*_log.out"), key=os.path.getmtime)
+    lines = logs[-1].read_text(errors="replace").splitlines() if logs else []
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if said:
+        return f"{root} was not launched: {said[-1]}"
+    return f"{root} is not launched yet; a job does it when its first stage is over"
 
 
 def roots(multirun: Path) -> list[Path]:

@@ -17,10 +17,8 @@ from rundir.files import SWEEP_DIR
 from sweeps import display, scheduler
 from sweeps.clusters import SlurmCluster, cluster
 from sweeps.launchers import sbatch, slurm_executor
+from sweeps.plan import SUCCESSOR_DIR
 from sweeps.stages import Unfinished
-
-FOLDER = "successor"
-"""Directory of the script and the log, beside the sweep's plan."""
 
 MEMORY_GB = 4
 """Enough to plan 10,000 runs several times over."""
@@ -39,12 +37,12 @@ def submit(waiting: Unfinished, root: Path, node: Mapping[str, Any]) -> None:
         ClusterError: with sbatch's words.
     """
     scheduler.require()
-    name = f"{waiting.name}.{FOLDER}"
+    name = f"{waiting.name}.{SUCCESSOR_DIR}"
     said = scheduler.ask("squeue", "--noheader", "--me", f"--name={name}", "--format=%A")
     job = said.split()[0] if said.strip() else None
     again = "still waits" if job else "waits"
     if job is None:
-        folder = (root / SWEEP_DIR / FOLDER).absolute()
+        folder = (root / SWEEP_DIR / SUCCESSOR_DIR).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         job = sbatch(slurm_executor(_small(node, waiting.jobs), folder, name), _command())
         display.err.print(f"submitted job {job}; its log: {folder}/{job}_0_log.out", markup=False)

@@ -53,6 +53,7 @@ def test_a_second_stage_launched_at_once_starts_by_itself_when_the_first_is_over
     waiting = slurm.run("squeue", "--noheader", "--name=two.successor", "--format=%i %E").stdout
     assert len(waiting.splitlines()) == 1
     assert f"afterany:{held}" in waiting
+    assert "two is not launched yet" in login("-m", "sweeps", "status", "two", code=2).stderr
     slurm.run("scontrol", "release", held)
     wait_for_completed(login, "one", 3)
     runs = wait_for_completed(login, "two", 2)
@@ -66,3 +67,18 @@ def test_a_second_stage_that_could_not_be_planned_is_refused_while_the_first_one
     done = login(*launch(toy, "two", "+sweep.zip={seed: 5}"), code=2)
     assert done.stderr == "error: sweep.zip.seed = 5; must be a non-empty list of values\n"
     assert not (login.cwd / "multirun" / "two").exists()
+
+
+def test_a_second_stage_whose_first_one_failed_says_so_in_its_status(login, toy, slurm):
+    hold = "+cluster.additional_parameters.hold=true"
+    first = login(*launch(toy, "one", hold, "seed=903")).stderr
+    login(*launch(toy, "two"))
+    slurm.run("scontrol", "release", re.search(r"as job (\d+)", first)[1])
+    end = time.monotonic() + 120
+    said = ""
+    while "was not launched" not in said:
+        assert time.monotonic() < end, said
+        time.sleep(0.5)
+        said = login("-m", "sweeps", "status", "two", code=2).stderr
+    assert "sweep two comes after one, which ended badly (3 runs: 3 failed: " in said
+    assert "python -m sweeps retry multirun/one" in said
