@@ -84,8 +84,8 @@ def until_sbatch(command: Sequence[str], calls: int, place: Path, lab: Lab) -> f
     return float(times.read_text().splitlines()[calls - 1]) - began
 
 
-def measured(command: Sequence[str], place: Path, lab: Lab) -> tuple[float, float]:
-    """Return seconds and peak memory in MB of a command that must succeed."""
+def measured(command: Sequence[str], place: Path, lab: Lab) -> tuple[float, float, float]:
+    """Return seconds, CPU seconds and peak memory in MB of a command that must succeed."""
     began = time.perf_counter()
     with (place / "log").open("w") as log:
         process = subprocess.Popen(
@@ -96,7 +96,7 @@ def measured(command: Sequence[str], place: Path, lab: Lab) -> tuple[float, floa
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit((place / "log").read_text())
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def queued(lab: Lab) -> int:
@@ -108,17 +108,18 @@ def queued(lab: Lab) -> int:
 def large(report: Report, place: Path, lab: Lab, runs: int) -> None:
     """Submit many runs to the real SLURM, in a partition that starts none."""
     lab.run("scontrol", "update", "PartitionName=main", "State=DOWN")
-    seconds, memory = measured(ours(runs, "large"), place, lab)
+    seconds, cpu, memory = measured(ours(runs, "large"), place, lab)
     plan = Plan.read(place / "multirun" / "large")
     waiting = queued(lab)
     if plan is None or len(plan.runs) != runs or waiting != runs:
         raise SystemExit(f"{waiting} of {runs} runs are queued; {(place / 'log').read_text()}")
     size = (plan.home / "plan.json").stat().st_size
     report.add(f"submit_{runs}_s", seconds, "the whole command, once", most=PLANNED_S)
+    report.add(f"submit_{runs}_cpu_s", cpu, "its processor time")
     report.add("peak_rss_mb", memory, "of that command and its children", most=RSS_MB)
     report.add("plan_bytes_per_run", size / runs, "plan.json")
     report.add("plan_read_s", _seconds(lambda: Plan.read(plan.root)), "every worker's start")
-    seconds, _ = measured(ours(runs, "large"), place, lab)
+    seconds, *_ = measured(ours(runs, "large"), place, lab)
     report.add("launch_again_s", seconds, "the same command again: nothing to submit")
 
 

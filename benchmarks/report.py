@@ -15,6 +15,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,7 +78,7 @@ class Report:
         record = {
             "benchmark": self.benchmark,
             "machine": machine(),
-            "figures": {figure.name: figure.value for figure in self.figures},
+            "figures": {f.name: f.value if isfinite(f.value) else None for f in self.figures},
             "budgets": {f.name: [f.least, f.most] for f in self.figures if f.budget},
             "ok": ok,
         }

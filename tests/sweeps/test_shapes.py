@@ -51,56 +51,35 @@ environment: ${oc.env:HOME}
     "g/two.yaml": "name: two\nsize: 3\ninner: {deep: null, list: []}\n",
     "h/more.yaml": "z: ${g.size}\n",
 }
-KEYS = [
-    "x",
-    "y",
-    "text",
-    "nothing",
-    "flag",
-    "list",
-    "list.0",
-    "needed",
-    "copy",
-    "whole",
-    "whole.name",
-    "relative.a",
-    "relative.b",
-    "g.name",
-    "g.size",
-    "g.inner",
-    "g.inner.deep",
-    "g.inner.list",
-    "fresh",
-    "g.fresh",
-    "x.below",
-    "h",
-    "h.z",
-]
+THERE = ["x", "y", "text", "nothing", "flag", "list", "copy", "relative.a", "relative.b", "g.name"]
+THERE += ["g.size", "g.inner", "g.inner.deep", "g.inner.list", "needed", "list.0"]
+FRESH = ["fresh", "g.fresh", "g.inner.fresh"]
+ODD = ["whole", "whole.name", "x.below", "h", "h.z", "relative.c"]
 TEXTS = st.text(max_size=4) | st.sampled_from(["a'b", 'a"b', "a\nb", "???", "$x", "\\", "é,ü", ""])
 PLAIN = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-2, 2) | TEXTS
 PLAIN = PLAIN.filter(lambda v: not isinstance(v, str) or ("${" not in v and v.isprintable()))
 LISTS = st.lists(PLAIN, max_size=2)
 DICTS = st.dictionaries(st.sampled_from(["deep", "k", "name"]), PLAIN, min_size=1, max_size=2)
-REFERENCES = st.sampled_from(["${x}", "${g}", "a${y}", "${list}", "${nowhere}", "${oc.env:HOME}"])
+REFERENCES = st.sampled_from(
+    ["${x}", "${g}", "a${y}", "${list}", "${nowhere}", "${oc.env:HOME}", "${..y}"]
+)
 VALUES = {"plain": PLAIN, "list": LISTS, "dict": DICTS, "reference": REFERENCES}
 
 
 @st.composite
 def runs_alike(draw) -> list[list[str]]:
     """Return the overrides of five runs: of the same keys, with values of their own."""
-    slots = draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(["", "", "", "", "+", "++", "~"]),
-                st.sampled_from(KEYS),
-                st.sampled_from(["plain", "plain", "plain", "list", "dict", "reference"]),
-            ),
-            min_size=1,
-            max_size=4,
-        )
-    )
+    kinds = st.sampled_from(["plain", "plain", "plain", "list", "dict", "reference"])
+    change = st.tuples(st.just(""), st.sampled_from(THERE), kinds)
+    plain = st.tuples(st.just(""), st.sampled_from(THERE), st.just("plain"))
+    add = st.tuples(st.sampled_from(["+", "++"]), st.sampled_from(FRESH), kinds)
+    drop = st.tuples(st.just("~"), st.sampled_from(["flag", "choice", "g.inner"]), kinds)
+    any_key = st.sampled_from([*THERE, *FRESH, *ODD])
+    odd = st.tuples(st.sampled_from(["", "+", "++", "~"]), any_key, kinds)
+    slot = st.one_of(plain, plain, change, add, drop, odd)
+    slots = draw(st.lists(slot, min_size=1, max_size=4))
     groups = draw(st.sampled_from([[], ["g=two"], ["h=more"], ["g=two", "h=more"]]))
-    needed = draw(st.sampled_from([[], ["needed=1"]]))
+    needed = draw(st.sampled_from([["needed=1"], ["needed=1"], ["needed=1"], []]))
 
     def one(prefix: str, key: str, kind: str) -> str:
         return f"~{key}" if prefix == "~" else override(f"{prefix}{key}", draw(VALUES[kind]))
