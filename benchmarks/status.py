@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 from report import ROOT, Report, environment, workplace
 
@@ -24,8 +25,8 @@ from rundir import State, Status
 from rundir.files import LOG_FILE, METRICS_FILE, RUN_FILE, write_status
 from sweeps import claims, ledger
 from sweeps.ledger import LOCAL, Share, Submission
-from sweeps.owners import myself
-from sweeps.plan import Plan
+from sweeps.owners import Owner, myself
+from sweeps.plan import Plan, PlannedRun
 
 REPEATS = 5
 STATUS_S, START_S, AGE_RATIO = 2.0, 1.5, 1.25
@@ -94,7 +95,7 @@ def write_sweep(place: Path, form: Plan, name: str, count: int) -> Plan:
     ]
     plan = Plan(name, place / "multirun" / name, runs, form.bases)
     plan.write()
-    owner, now = myself(), time.time()
+    owner = myself()
     asked = tuple((run.index, 1) for run in runs)
     submission = Submission(
         "bench", Share(LOCAL, asked, 8, drain=True, threads=1), "code", str(place)
@@ -102,23 +103,28 @@ def write_sweep(place: Path, form: Plan, name: str, count: int) -> Plan:
     submission.write(plan.home)
     ledger.record(plan.home, "intent", submission.id)
     ledger.record(plan.home, ledger.TAKEN, submission.id, owners=[asdict(owner)])
-    os.sync = os.fsync = lambda *_: None  # 20,000 files to prepare, none to keep
-    for run in runs:
-        kind = run.index % 100
-        if kind == 99:
-            continue
-        directory = plan.directory(run)
-        directory.mkdir(parents=True)
-        for file in (RUN_FILE, METRICS_FILE, LOG_FILE):
-            (directory / file).write_text("{}\n")
-        state = State.RUNNING if kind == 98 else State.FAILED if kind > 93 else State.COMPLETED
-        reason = f"RuntimeError: broken in way {kind}" if state is State.FAILED else None
-        status = Status(state, 1, "host", pid=1, step=50, total_steps=100, reason=reason)
-        figures = {"loss": 3.2, "tokens_per_second": 1e5}
-        status = replace(status, figures=figures, started_at=now - 60, updated_at=now)
-        write_status(directory, replace(status, ended_at=None if kind == 98 else now))
-        claims.claim(plan.claims, str(run.index), 1, owner)
+    with patch("os.fsync"):  # 20,000 files to prepare, none to keep
+        for run in runs:
+            _write_run(plan, run, owner)
     return plan
+
+
+def _write_run(plan: Plan, run: PlannedRun, owner: Owner) -> None:
+    """Write what a run leaves behind; the last of a hundred has not begun."""
+    kind, now = run.index % 100, time.time()
+    if kind == 99:
+        return
+    directory = plan.directory(run)
+    directory.mkdir(parents=True)
+    for file in (RUN_FILE, METRICS_FILE, LOG_FILE):
+        (directory / file).write_text("{}\n")
+    state = State.RUNNING if kind == 98 else State.FAILED if kind > 93 else State.COMPLETED
+    reason = f"RuntimeError: broken in way {kind}" if state is State.FAILED else None
+    status = Status(state, 1, "host", pid=1, step=50, total_steps=100, reason=reason)
+    figures = {"loss": 3.2, "tokens_per_second": 1e5}
+    status = replace(status, figures=figures, started_at=now - 60, updated_at=now)
+    write_status(directory, replace(status, ended_at=None if kind == 98 else now))
+    claims.claim(plan.claims, str(run.index), 1, owner)
 
 
 def write_history(place: Path, sweeps: int, files: int) -> None:
