@@ -141,6 +141,18 @@ def slurm_forgetful() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(params=["REQUEUE", "CANCEL"])
+def slurm_preempting(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """SLURM of one node where jobs in partition ``high`` preempt those in ``low``, 20 s warned."""
+    more = (
+        f"PreemptType=preempt/partition_prio\nPreemptMode={request.param}\n"
+        "PartitionName=low Nodes=ALL PriorityTier=1 GraceTime=20 MaxTime=INFINITE State=UP\n"
+        "PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF MaxTime=INFINITE State=UP"
+    )
+    with start_lab(accounting=False, node_count=1, EXTRA=more) as lab:
+        yield lab
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

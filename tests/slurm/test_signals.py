@@ -251,3 +251,18 @@ def test_an_element_that_slurm_holds_is_shown_as_held_and_goes_on_when_released(
     (run,) = wait_until(login, completed)
     assert attempts(login, run) == [1, 2]
     each_step_once(login, run)
+
+
+def test_promise_15_a_preempted_run_goes_on_whether_the_site_requeues_or_cancels(
+    shell, slurm_preempting, toy
+):
+    login, lab = shell, slurm_preempting
+    login.env.update({**lab.env, "TOY_STEP_S": "0.1"})
+    login(*launch(toy, f"{LR}=0.1", "cluster.partition=low"))
+    wait_until(login, at_step(3))
+    lab.run("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    (run,) = wait_until(login, lambda runs: runs[0]["state"] == "pending")
+    assert "SIGTERM after a checkpoint at step " in run["reason"]
+    (run,) = wait_until(login, completed)
+    assert attempts(login, run) == [1, 2]
+    each_step_once(login, run)

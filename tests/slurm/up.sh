@@ -174,7 +174,7 @@ watch_owner() {
   await test -s "$LAB/run/watch.pid"
 }
 
-all_idle() { [ "$(timeout 5 sinfo -h -N -t idle -o %N 2>/dev/null | wc -l)" = "$NODES" ]; }
+all_idle() { [ "$(timeout 5 sinfo -h -N -t idle -o %N 2>/dev/null | sort -u | wc -l)" = "$NODES" ]; }
 
 start_nodes() {
   local i name
