@@ -1,5 +1,6 @@
 """A task that is not ours: no torch, a few milliseconds a step, and every way to end badly."""
 
+import logging
 import os
 import signal
 import time
@@ -16,7 +17,8 @@ def check(config: dict) -> None:
 def run(config: dict, run: Run) -> None:
     steps = config["training"]["training_params"]["max_steps"]
     lr = config["optimizer"]["optimizer_params"]["lr"]
-    print("GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), "threads", run.threads, flush=True)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    logging.getLogger(__name__).info("GPUs %s threads %s", gpus, run.threads)
     state = run.checkpoints / "step.txt"
     first = int(state.read_text()) if state.exists() else 0
     for step in range(first, steps):
