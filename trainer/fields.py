@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ def from_mapping(cls: type[T], values: object, where: str) -> T:
     """
     if not isinstance(values, Mapping):
         raise IllegalValue(where, values, f"a mapping with keys {', '.join(_names(cls))}")
-    kind: Hashable = cls  # mypy doubts it of type[T]
+    kind: Any = cls  # mypy doubts that type[T] can be hashed
     hints = _hints(kind)
     for key in values:
         if key not in hints:
