@@ -130,7 +130,8 @@ class Worker:
         Args:
             halt: why this worker begins no more runs.
         """
-        cause = State.TIMEOUT if self._deadline.is_here else State.PREEMPTED
+        is_time = self.stopped is None or self._deadline.is_here
+        cause = State.TIMEOUT if is_time else State.PREEMPTED
         over = {a: self._backlog.refusal(a, cause) for a in self._interrupted}
         self._tell({attempt: why for attempt, why in over.items() if why})
         unbegun = self._backlog.unbegun()
