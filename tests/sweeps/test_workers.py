@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from rundir import State, Status, UserError
-from sweeps.deadline import Deadline
-from sweeps.failures import Failures
-from sweeps.ledger import LOCAL, Note, Share, Submission
-from sweeps.plan import Plan, PlannedRun
-from sweeps.rules import Rules
+from sweeps.work.deadline import Deadline
+from sweeps.records.failures import Failures
+from sweeps.records.ledger import LOCAL, Note, Share, Submission
+from sweeps.planning.plan import Plan, PlannedRun
+from sweeps.records.rules import Rules
 
 LR = "optimizer.optimizer_params.lr"
 SEEDS = "seed=1,901,906,902,2"
@@ -193,3 +193,16 @@ def test_slurms_word_on_the_end_of_the_job_comes_first(monkeypatch):
 def test_a_completed_run_counts_neither_as_a_failure_nor_as_to_be_begun_again(tmp_path: Path):
     assert Rules().refusal(State.COMPLETED, 0) is not None
     assert Failures(tmp_path, "launch", Rules()).refusal() is None
+
+
+def test_runs_that_share_a_gpu_here_see_that_one_alone(shell, toy):
+    """The worker goes by CUDA_VISIBLE_DEVICES, as CUDA does; no GPU is needed to be told one."""
+    shell.env |= {"CUDA_VISIBLE_DEVICES": "4,7", "TOY_STEP_S": "0.1"}
+    shell(*launch(toy, "seed=1,2,3,4", "cluster.runs_per_gpu=2"))
+    logs = [path.read_text() for path in (shell.cwd / "multirun").rglob("train.log")]
+    assert len(logs) == 4
+    assert {log.split()[1] for log in logs} <= {"4", "7"}
+    (submission,) = (shell.cwd / "multirun/s/.sweep/submissions").iterdir()
+    share = Submission.read(shell.cwd / "multirun/s/.sweep", submission.name).share
+    assert share.slots == min(2, len(os.sched_getaffinity(0)))
+    assert share.elements == 2
