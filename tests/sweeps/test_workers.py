@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def test_runs_that_share_a_gpu_here_see_that_one_alone(shell, toy):
     shell(*launch(toy, "seed=1,2,3,4", "cluster.runs_per_gpu=2"))
     logs = [path.read_text() for path in (shell.cwd / "multirun").rglob("train.log")]
     assert len(logs) == 4
-    assert {log.split()[1] for log in logs} <= {"4", "7"}
+    assert {re.search(r"GPUs (\S+) ", log)[1] for log in logs} <= {"4", "7"}
     (submission,) = (shell.cwd / "multirun/s/.sweep/submissions").iterdir()
     share = Submission.read(shell.cwd / "multirun/s/.sweep", submission.name).share
     assert share.slots == min(2, len(os.sched_getaffinity(0)))
