@@ -22,7 +22,7 @@ CONFIG = str(Path(__file__).resolve().parent / "conf")
 
 @hydra.main(version_base="1.3", config_path=CONFIG, config_name="config")
 def main(config: DictConfig) -> float | None:
-    """Carry out one run. With -m or sweep=NAME Hydra calls sweeps.planner instead.
+    """Carry out one run. With -m or sweep=NAME Hydra calls sweeps.launch.planner instead.
 
     Returns:
         With another sweeper than ours the job's loss, for samplers.

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from report import ROOT, Report, workplace
 
-from sweeps.plan import Plan
+from sweeps.planning.plan import Plan
 from tests.slurm.conftest import Lab, start_lab
 
 RATIO, PLANNED_S, RSS_MB = 50.0, 15.0, 500.0

@@ -23,10 +23,10 @@ from report import ROOT, Report, environment, workplace
 
 from rundir import State, Status
 from rundir.files import LOG_FILE, METRICS_FILE, RUN_FILE, write_status
-from sweeps import claims, ledger
-from sweeps.ledger import LOCAL, Share, Submission
-from sweeps.owners import Owner, myself
-from sweeps.plan import Plan, PlannedRun
+from sweeps.planning.plan import Plan, PlannedRun
+from sweeps.records import claims, ledger
+from sweeps.records.ledger import LOCAL, Share, Submission
+from sweeps.records.owners import Owner, myself
 
 REPEATS = 5
 STATUS_S, START_S, AGE_RATIO = 2.0, 1.5, 1.25

@@ -21,9 +21,9 @@ from pathlib import Path
 from report import ROOT, Report, environment, workplace
 
 from rundir import State, read_status
-from sweeps import freeze
-from sweeps.ledger import Submission
-from sweeps.plan import Plan
+from sweeps.planning.plan import Plan
+from sweeps.records import freeze
+from sweeps.records.ledger import Submission
 from tests.slurm.conftest import SCRIPTS, start_lab
 
 DRAIN_S, RATIO = 0.5, 5.0
@@ -85,7 +85,10 @@ def fresh_here_s(plan: Plan, env: Mapping[str, str]) -> float:
         words = [str(plan.root), submission.id, "--element", str(element)]
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "sweeps.worker", *words], cwd=code, env=dict(env), check=True
+            [sys.executable, "-m", "sweeps.work.worker", *words],
+            cwd=code,
+            env=dict(env),
+            check=True,
         )
         took.append(time.perf_counter() - began)
     return sum(took) / len(took)

@@ -5,19 +5,20 @@ from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 
-from sweeps import clusters, launchers, planner
+from sweeps.cluster import clusters, launchers
+from sweeps.launch import planner
 
 
 class LocalLauncher(launchers.LocalLauncher):
-    """See sweeps.launchers."""
+    """See sweeps.cluster.launchers."""
 
 
 class SlurmLauncher(launchers.SlurmLauncher):
-    """See sweeps.launchers."""
+    """See sweeps.cluster.launchers."""
 
 
 class Planner(planner.Planner):
-    """See sweeps.planner."""
+    """See sweeps.launch.planner."""
 
 
 @dataclass

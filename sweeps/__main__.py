@@ -9,15 +9,15 @@ from pathlib import Path
 
 from rundir import exit_code_of
 from rundir.files import MULTIRUN
-from sweeps import commands, steering
-from sweeps.comparison import RTOL
+from sweeps.commands import following, steering
+from sweeps.commands.comparison import RTOL
 
 Command = Callable[[argparse.Namespace], int]
 
 
 def completion(_arguments: argparse.Namespace) -> int:
     """Print what makes bash complete these commands: eval "$(python -m sweeps completion)"."""
-    from sweeps.shell_completion import bash
+    from sweeps.commands.shell_completion import bash
 
     print(bash(_parser(), {"--state": sorted(steering.RETRIABLE)}))
     return 0
@@ -39,14 +39,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--multirun", **where, help="where the sweeps lie")  # type: ignore[arg-type]
         return command
 
-    add(commands.status).add_argument("--all", action="store_true", help="a row for every run")
-    add(commands.watch)
-    logs = add(commands.logs)
+    add(following.status).add_argument("--all", action="store_true", help="a row for every run")
+    add(following.watch)
+    logs = add(following.logs)
     logs.add_argument("run", help="index or name of the run")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     logs.add_argument("--worker", action="store_true", help="the log of its worker instead")
     runs = {"nargs": "+", "metavar": "RUN", "help": "only these: 3, 4-7 or names"}
-    add(commands.ls, sweep=False).add_argument("--all", action="store_true", help="older ones too")
+    add(following.ls, sweep=False).add_argument("--all", action="store_true", help="older ones too")
     add(steering.cancel).add_argument("--runs", **runs)  # type: ignore[arg-type]
     retry = add(steering.retry)
     retry.add_argument("--runs", **runs)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import sweeps
-from sweeps import tasks
+from sweeps.planning import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "data", "training", "optimizer", "logging", "paths", "cluster", "debug")
@@ -69,7 +69,7 @@ def test_the_learning_rate_sweep_holds_every_optimizer():
 
 @pytest.mark.parametrize("kind", ["LocalCluster", "SlurmCluster"])
 def test_the_cluster_configs_list_every_field_and_its_true_default(kind):
-    from sweeps import clusters
+    from sweeps.cluster import clusters
 
     chosen = getattr(clusters, kind)
     text = (ROOT / "conf" / "cluster" / f"{kind[:-7].lower()}.yaml").read_text()

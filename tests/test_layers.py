@@ -29,16 +29,24 @@ ALLOWED = {
     "hydra_plugins": {"hydra", "sweeps"},
 }
 
+FLOORS = ("define", "planning", "records", "cluster", "follow", "work", "launch", "commands")
+"""The rooms of sweeps/, from the ground up: each imports from itself and from those below."""
+
 
 def imports(path: Path) -> set[str]:
-    """Return the top-level packages that a module imports anywhere, also inside functions."""
+    """Return the modules that a module imports from anywhere, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module.split(".")[0])
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def packages(path: Path) -> set[str]:
+    """Return the top-level packages that a module imports from."""
+    return {name.split(".")[0] for name in imports(path)}
 
 
 @pytest.mark.parametrize("room", sorted(ALLOWED))
@@ -46,8 +54,17 @@ def test_a_room_imports_only_what_it_may(room):
     modules = sorted((ROOT / room).rglob("*.py"))
     assert modules, f"{room} holds no module; has it moved?"
     for module in modules:
-        foreign = imports(module) - ALLOWED[room] - set(sys.stdlib_module_names)
+        foreign = packages(module) - ALLOWED[room] - set(sys.stdlib_module_names)
         assert not foreign, f"{module.relative_to(ROOT)} imports {', '.join(sorted(foreign))}"
+
+
+def test_each_room_of_sweeps_builds_on_those_below():
+    rooms = {path.parent.name for path in (ROOT / "sweeps").glob("*/*.py")}
+    assert rooms == set(FLOORS)
+    for height, room in enumerate(FLOORS):
+        for module in (ROOT / "sweeps" / room).glob("*.py"):
+            used = {name.split(".")[1] for name in imports(module) if name.startswith("sweeps.")}
+            assert not used & set(FLOORS[height + 1 :]), f"{module} imports from {used}"
 
 
 def loaded(*arguments: str, cwd: Path) -> set[str]:

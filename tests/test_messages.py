@@ -159,7 +159,7 @@ def test_rerun_of_what_is_no_run_is_one_line_with_exit_code_2(shell):
 
 
 def test_a_second_launch_of_a_sweep_being_launched_says_who_holds_it(shell, toy):
-    from sweeps import ledger
+    from sweeps.records import ledger
 
     with ledger.locked(shell.cwd / "multirun" / "s" / ".sweep", "s"):
         done = shell("launch", "-m", *toy, "paths.sweep=s", "seed=1,2", code=2)

@@ -9,8 +9,8 @@ import pytest
 
 from rundir import State, read_status
 from rundir.files import SWEEP_DIR, iter_metrics
-from sweeps import ledger
-from sweeps.plan import Plan
+from sweeps.planning.plan import Plan
+from sweeps.records import ledger
 
 SCRIPT = Path(__file__).with_name("killed_launch.py")
 

@@ -134,9 +134,8 @@ def test_promise_05_an_edit_of_the_working_tree_while_jobs_wait_changes_nothing_
 def test_runs_submitted_again_avoid_the_nodes_that_are_excluded(login, toy, slurm):
     login(*launch(toy, "seed=1,903", "cluster.exclude=n1"))
     wait_until(login, ended)
-    again = (
-        "from sweeps import submission; from sweeps.plan import Plan; from pathlib import Path\n"
-    )
+    again = "from sweeps.launch import submission; from sweeps.planning.plan import Plan\n"
+    again += "from pathlib import Path\n"
     again += "plan = Plan.read(Path('multirun/s'))\n"
     again += "raise SystemExit(submission.again(plan, [0, 1], exclude_nodes=['n2', 'n3']))"
     done = login("-c", again)

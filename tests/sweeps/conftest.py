@@ -14,10 +14,10 @@ import pytest
 
 from rundir import State, Status
 from rundir.files import LOG_FILE, write_status
-from sweeps import claims, ledger
-from sweeps.ledger import LOCAL, SLURM, Share, Submission
-from sweeps.owners import Owner, myself
-from sweeps.plan import Plan, PlanBase, PlannedRun
+from sweeps.planning.plan import Plan, PlanBase, PlannedRun
+from sweeps.records import claims, ledger
+from sweeps.records.ledger import LOCAL, SLURM, Share, Submission
+from sweeps.records.owners import Owner, myself
 
 DEAD = Owner(os.uname().nodename, "another boot", 1, 1)
 """A process that is surely gone: of another boot of this machine."""

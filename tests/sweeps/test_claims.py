@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sweeps import claims, owners
+from sweeps.records import claims, owners
 
 
 def _try_to_claim(directory: Path, start, wins) -> None:

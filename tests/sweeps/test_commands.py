@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rundir import State, read_status
-from sweeps import claims
-from sweeps.progress import Pace
+from sweeps.follow.progress import Pace
+from sweeps.records import claims
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +52,7 @@ def test_cancelling_a_waiting_run_takes_it_from_the_workers_for_good(
 ):
     sweep = make_sweep(runs=3)
     sweep.hand_over("local")
-    monkeypatch.setattr("sweeps.ledger.Entry.live_job", lambda *_: "local workers")
+    monkeypatch.setattr("sweeps.records.ledger.Entry.live_job", lambda *_: "local workers")
     assert json_of("cancel", "--runs", "1")["runs"] == [1]
     assert [run["state"] for run in json_of("status")["runs"]] == [
         "pending",

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from rundir import UserError
-from sweeps.comparison import compare
+from sweeps.commands.comparison import compare
 
 
 def write(path, records):

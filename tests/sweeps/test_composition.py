@@ -11,9 +11,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from rundir import UserError
-from sweeps.composition import Composer, resolve, split
-from sweeps.entry import CONFIG_DIR, CONFIG_NAME
-from sweeps.plan import Plan, candidates
+from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
+from sweeps.planning.composition import Composer, resolve, split
+from sweeps.planning.plan import Plan, candidates
 
 LR = "optimizer.optimizer_params.lr"
 SAMPLES = [

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rundir import UserError
-from sweeps import sampling
-from sweeps.definition import points
+from sweeps.define import sampling
+from sweeps.define.definition import points
 
 LR = "optimizer.optimizer_params.lr"
 WD = "optimizer.optimizer_params.weight_decay"

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from rundir import OptsweepError
-from sweeps.freeze import freeze, present_hash, task_places, verify
+from sweeps.records.freeze import freeze, present_hash, task_places, verify
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_a_job_returns_its_last_loss_to_a_sampler(shell, toy):
 SAMPLER = """
 import json, sys
 import launch
-from sweeps import launchers
+from sweeps.cluster import launchers
 
 wait = launchers._Waiting.launch
 def told(self, batch, initial_job_idx):

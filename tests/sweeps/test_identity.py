@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.identity import MAX_NAME_BYTES, run_name, signature, task_config, varying_keys
+from sweeps.planning.identity import MAX_NAME_BYTES, run_name, signature, task_config, varying_keys
 
 
 def test_numbers_count_by_value_not_by_spelling():

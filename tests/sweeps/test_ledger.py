@@ -4,8 +4,8 @@ import os
 import pytest
 
 from rundir import UserError
-from sweeps import ledger, owners
-from sweeps.ledger import Share, Submission
+from sweeps.records import ledger, owners
+from sweeps.records.ledger import Share, Submission
 
 
 @pytest.fixture

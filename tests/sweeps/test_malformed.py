@@ -21,9 +21,9 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf, open_dict
 
 from rundir import exit_code_of
-from sweeps.definition import points
-from sweeps.entry import CONFIG_DIR, CONFIG_NAME
-from sweeps.overrides import override, parse
+from sweeps.define.definition import points
+from sweeps.define.overrides import override, parse
+from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
 
 LR = "optimizer.optimizer_params.lr"
 WD = "optimizer.optimizer_params.weight_decay"

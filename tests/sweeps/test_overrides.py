@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rundir import UserError
-from sweeps.overrides import override, parse
+from sweeps.define.overrides import override, parse
 
 # The grammar has no way to write a control character, and reads ${…} as an interpolation.
 TEXTS = st.text(st.characters(exclude_categories=["Cc", "Cs"])).filter(lambda s: "${" not in s)

@@ -9,10 +9,10 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from rundir import UserError
-from sweeps import tasks
-from sweeps.composition import Composer
-from sweeps.entry import CONFIG_DIR, CONFIG_NAME
-from sweeps.plan import Candidate, Plan, PlanBase, candidates
+from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
+from sweeps.planning import tasks
+from sweeps.planning.composition import Composer
+from sweeps.planning.plan import Candidate, Plan, PlanBase, candidates
 
 LR = "optimizer.optimizer_params.lr"
 FIXED = ["check=null", "model=nano"]

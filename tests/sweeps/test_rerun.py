@@ -102,7 +102,7 @@ def test_promise_04_what_differs_from_the_saved_run_is_shown_before_it_starts(sh
     assert run
     assert f"config:\n  {LR}: 0.02 → 0.03\n" in said
     assert f"code:\n  3 files since {frozen.name}: gone.py (removed), " in said
-    assert "launch.py (changed), sweeps/plan.py (added)\n" in said
+    assert "launch.py (changed), sweeps/planning/plan.py (added)\n" in said
     assert "  python: 3.9.1 → " in said
     assert f"  torch: 0.1 → {record['packages']['torch']}\n" in said
     assert "  gpus: ['NVIDIA H200'] → " in said

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from rundir import ClusterError, State
-from sweeps import scheduler
-from sweeps.lookout import Lookout, Patience
-from sweeps.owners import Owner
+from sweeps.cluster import scheduler
+from sweeps.follow.lookout import Lookout, Patience
+from sweeps.records.owners import Owner
 
 
 @pytest.fixture

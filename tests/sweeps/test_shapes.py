@@ -21,10 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rundir import UserError
-from sweeps import definition, stages
-from sweeps.composition import Composer, split
-from sweeps.entry import CONFIG_DIR, CONFIG_NAME
-from sweeps.overrides import override, parse, setting
+from sweeps.define import definition
+from sweeps.define.overrides import override, parse, setting
+from sweeps.launch import stages
+from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
+from sweeps.planning.composition import Composer, split
 
 TREE = {
     "config.yaml": """

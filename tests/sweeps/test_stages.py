@@ -7,9 +7,9 @@ import pytest
 
 from rundir import State, Status, UserError, write_json
 from rundir.files import write_status
-from sweeps import stages
-from sweeps.plan import Plan, PlanBase, PlannedRun
-from sweeps.stages import After, FirstStage, Unfinished
+from sweeps.launch import stages
+from sweeps.launch.stages import After, FirstStage, Unfinished
+from sweeps.planning.plan import Plan, PlanBase, PlannedRun
 
 LR = "optimizer.optimizer_params.lr"
 HEAD = "# @package _global_\nhydra: {mode: MULTIRUN}\n"

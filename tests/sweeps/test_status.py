@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from rundir import ENDED, State, Status
 from rundir.files import write_status
-from sweeps import claims, states
-from sweeps.owners import Owner, myself
-from sweeps.states import Records
+from sweeps.follow import states
+from sweeps.follow.states import Records
+from sweeps.records import claims
+from sweeps.records.owners import Owner, myself
 
 
 def test_promise_02_a_failed_run_is_never_shown_as_completed_and_says_why(
@@ -108,7 +109,7 @@ def test_promise_14_a_slow_or_silent_sacct_holds_nothing_up_and_is_told_of(
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    monkeypatch.setattr("sweeps.scheduler.ACCOUNTING_S", 0.3)
+    monkeypatch.setattr("sweeps.cluster.scheduler.ACCOUNTING_S", 0.3)
     sweep = make_sweep(runs=1)
     sweep.hand_over()
     sweep.record(0, State.RUNNING, owner=Owner("n1", "elsewhere", 1, 1, "12_0"))

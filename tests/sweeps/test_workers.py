@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rundir import State, Status, UserError
-from sweeps.work.deadline import Deadline
+from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records.failures import Failures
 from sweeps.records.ledger import LOCAL, Note, Share, Submission
-from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records.rules import Rules
+from sweeps.work.deadline import Deadline
 
 LR = "optimizer.optimizer_params.lr"
 SEEDS = "seed=1,901,906,902,2"

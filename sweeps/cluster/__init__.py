@@ -1,0 +1,1 @@
+"""What is asked of SLURM or of this machine, and how."""

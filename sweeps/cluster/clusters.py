@@ -1,0 +1,198 @@
+"""What a sweep asks of a machine or cluster: the ``cluster`` node of the config.
+
+The fields are those of hydra-submitit-launcher's configs, so its users' settings carry over, plus
+our own. ``conf/cluster/*.yaml`` lists them all with their meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional, cast, get_type_hints
+
+from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
+from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
+
+from rundir import IllegalValue, require, unknown
+from sweeps.cluster.cores import visible_gpus
+from sweeps.records.rules import BY_DEFAULT, Rules
+
+_PACKING = ("workers", "runs_per_gpu", "runs_per_node")
+_RULES = ("max_requeues", "requeue_on", "max_failures", "fail_fast")
+_OURS = (*_PACKING, *_RULES)
+"""Fields that submitit does not know."""
+
+FIXED = ("submitit_folder", "name", "_target_")
+"""Fields of theirs that we set ourselves: the sweep's own folder, the submission's name."""
+
+_WORDS = {"Dict": "a mapping", "List": "a list", "int": "a whole number", "bool": "true or false"}
+"""What a type is called in messages."""
+
+
+@dataclass
+class LocalCluster(LocalQueueConf):  # type: ignore[misc]
+    """This machine."""
+
+    _target_: str = "hydra_plugins.optsweep.LocalLauncher"
+    timeout_min: int = 0
+    """Minutes that one worker may run; 0: no limit."""
+    cpus_per_task: Optional[int] = 1  # noqa: UP045 - OmegaConf reads the annotation on 3.10
+    """CPU threads of one run."""
+    gpus_per_node: Optional[int] = None  # noqa: UP045
+    """GPUs of one run: null takes one where there are any."""
+    stderr_to_stdout: bool = True
+    workers: Optional[int] = None  # noqa: UP045
+    """Runs at once; null: as many as cores / cpus_per_task, or GPUs. Never more than that."""
+    runs_per_gpu: Optional[int] = None  # noqa: UP045
+    """Runs side by side on each GPU of a worker, which drains the sweep; null: one run a worker."""
+    runs_per_node: Optional[int] = None  # noqa: UP045
+    """Runs side by side in a worker that has no GPU; they share its CPUs."""
+    max_requeues: int = 3
+    """Times that one run is begun again within its submission."""
+    requeue_on: list[str] = field(default_factory=lambda: [str(state) for state in BY_DEFAULT])
+    """Ends after which it is; also failed, out_of_memory and lost."""
+    max_failures: Optional[int] = None  # noqa: UP045
+    """Failed runs after which a launch begins no more; null: no limit."""
+    fail_fast: bool = False
+    """The same as ``max_failures: 1``."""
+
+    def __post_init__(self) -> None:
+        """Check what only applies to one machine."""
+        _require_one_process(self)
+        _require_positive(self, "cpus_per_task", *_PACKING)
+        rules_of(self)
+        where = "cluster.gpus_per_node"
+        require(self.gpus_per_node in {None, 0, 1}, where, self.gpus_per_node, "null, 0 or 1 here")
+        if self.gpus_per_node and not visible_gpus():
+            raise IllegalValue(where, self.gpus_per_node, "null or 0: this machine has no GPU")
+        _require_packing(self)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one worker."""
+        return 0 if self.gpus_per_node == 0 else min(1, len(visible_gpus()))
+
+
+@dataclass
+class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
+    """A SLURM cluster."""
+
+    _target_: str = "hydra_plugins.optsweep.SlurmLauncher"
+    stderr_to_stdout: bool = True
+    workers: Optional[int] = None  # noqa: UP045
+    """Array elements that drain the sweep together; null: one element a run."""
+    runs_per_gpu: Optional[int] = None  # noqa: UP045
+    """Runs side by side on each GPU of a worker, which drains the sweep; null: one run a worker."""
+    runs_per_node: Optional[int] = None  # noqa: UP045
+    """Runs side by side in a worker that has no GPU; they share its CPUs."""
+    max_requeues: int = 3
+    """Times that one run is begun again within its submission."""
+    requeue_on: list[str] = field(default_factory=lambda: [str(state) for state in BY_DEFAULT])
+    """Ends after which it is; also failed, out_of_memory and lost."""
+    max_failures: Optional[int] = None  # noqa: UP045
+    """Failed runs after which a launch begins no more; null: no limit."""
+    fail_fast: bool = False
+    """The same as ``max_failures: 1``."""
+
+    def __post_init__(self) -> None:
+        """Check what sbatch would only punish later."""
+        tasks = ("nodes", "tasks_per_node")
+        _require_positive(self, "array_parallelism", "timeout_min", *tasks, *_PACKING)
+        _require_packing(self)
+        rules_of(self)
+        require(
+            self.max_num_timeout == 0,
+            "cluster.max_num_timeout",
+            self.max_num_timeout,
+            "0: launching again resumes a run that hit its time limit",
+        )
+        require(
+            self.timeout_min * 60 > self.signal_delay_s + 60,
+            "cluster.timeout_min",
+            self.timeout_min,
+            f"above {self.signal_delay_s / 60 + 1:g}: a minute more than cluster.signal_delay_s",
+        )
+
+    @property
+    def tasks(self) -> int:
+        """Processes of one run."""
+        return int(self.nodes * self.tasks_per_node)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one array element, as far as the fields that ask for some tell."""
+        asked = re.search(r"gpu(?::[^:,=]+)?[:=](\d+)", str(self.gres or ""))
+        on_node = self.gpus_per_node or (int(asked[1]) if asked else 0)
+        return int(self.nodes * on_node or self.tasks * (self.gpus_per_task or 0))
+
+
+Cluster = LocalCluster | SlurmCluster
+
+
+def cluster(kind: type[LocalCluster | SlurmCluster], node: Mapping[str, Any]) -> Cluster:
+    """Build the typed config from the ``cluster`` node.
+
+    Raises:
+        UserError: an unknown key, a wrong type, or a value that can't work.
+    """
+    legal = sorted({field.name for field in fields(kind)} - set(FIXED))
+    for key in node:
+        if key not in legal:
+            raise unknown("key", str(key), legal, "cluster")
+    ours = {"submitit_folder": "", "name": ""}  # theirs refer to a hydra node
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), ours, dict(node))
+    except ValidationError as error:
+        key = (error.full_key or "").partition(".")[0]
+        hint = str(get_type_hints(kind)[key])
+        word = next((said for name, said in _WORDS.items() if name in hint), hint)
+        word += " or null" if "Optional" in hint else ""
+        raise IllegalValue(f"cluster.{key}", node[key], word) from None
+    return cast("Cluster", OmegaConf.to_object(merged))
+
+
+def submitit_parameters(built: Cluster) -> dict[str, Any]:
+    """Return the fields that submitit's executor takes, without those left at null."""
+    hidden = {*_OURS, *FIXED, "max_num_timeout"}
+    values = {field.name: getattr(built, field.name) for field in fields(built)}
+    return {k: v for k, v in values.items() if k not in hidden and v not in (None, {}, [])}
+
+
+def _require_positive(built: Cluster, *names: str) -> None:
+    for name in names:
+        value = getattr(built, name)
+        require(value is None or value >= 1, f"cluster.{name}", value, "null or at least 1")
+
+
+def rules_of(built: Cluster) -> Rules:
+    """Return the cluster's rules of retry and requeue.
+
+    Raises:
+        UserError: they can't work.
+    """
+    return Rules.of(
+        built.max_requeues, built.requeue_on, built.max_failures, fail_fast=built.fail_fast
+    )
+
+
+def _require_packing(built: Cluster) -> None:
+    for name in ("runs_per_gpu", "runs_per_node"):
+        together = built.nodes * built.tasks_per_node
+        must = f"null: the {together} tasks of an element work on one run"
+        value = getattr(built, name)
+        require(value is None or together == 1, f"cluster.{name}", value, must)
+    if built.runs_per_gpu is not None:
+        must = "null: no GPU is asked for; cluster.runs_per_node packs runs on CPUs"
+        require(built.gpus > 0, "cluster.runs_per_gpu", built.runs_per_gpu, must)
+    if built.runs_per_node is not None:
+        must = "null where there are GPUs; cluster.runs_per_gpu packs runs on them"
+        require(built.gpus == 0, "cluster.runs_per_node", built.runs_per_node, must)
+
+
+def _require_one_process(built: LocalCluster) -> None:
+    for name in ("nodes", "tasks_per_node"):
+        value = getattr(built, name)
+        must = "1: on one machine a run is one process; cluster=slurm takes more"
+        require(value == 1, f"cluster.{name}", value, must)

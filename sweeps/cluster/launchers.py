@@ -1,0 +1,268 @@
+"""Hydra launchers that hand a submission to submitit's executors and return at once.
+
+They extend hydra-submitit-launcher's: with ``hydra/sweeper=basic`` they launch and wait as theirs
+do; the planner calls :meth:`submit`, which leaves nothing behind in the launching process.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from hydra.core.utils import JobReturn
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher as theirs
+from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
+
+from rundir import ClusterError
+from sweeps.cluster import cores, scheduler
+from sweeps.cluster.arrays import SBATCH_S, array_executor
+from sweeps.cluster.clusters import (
+    Cluster,
+    LocalCluster,
+    SlurmCluster,
+    rules_of,
+    submitit_parameters,
+)
+from sweeps.records import freeze, owners
+from sweeps.records.ledger import LOCAL, SLURM, Share, Submission
+
+if TYPE_CHECKING:
+    from sweeps.planning.plan import Plan
+
+Runs: TypeAlias = Sequence[tuple[int, int]]
+"""(index in the plan, attempt to claim) of each run."""
+
+_NO_ANSWER = re.compile("(?i)unable to contact|timed out|zero bytes|communication")
+"""What sbatch says when the controller may have taken the job without its knowing."""
+
+_NO_LIMIT_MIN = 60 * 24 * 3650
+"""Stands for no limit where submitit wants a number of minutes."""
+
+
+LOCAL_SIGNAL_S = 30
+"""Seconds before its time limit at which a local worker's runs are told to stop."""
+
+
+class _Waiting:
+    """What other sweepers than the planner call: launch as theirs does, and wait."""
+
+    params: dict[str, Any]
+    their_config: type
+    """The dataclass of the fields that their launcher knows."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Launch the jobs and return their results."""
+        names = {field.name for field in fields(self.their_config)}
+        self.params = {key: value for key, value in self.params.items() if key in names}
+        self.params["timeout_min"] = self.params["timeout_min"] or _NO_LIMIT_MIN
+        with scheduler.clean_environment():
+            results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]
+        return results
+
+
+class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
+    """Starts workers on this machine that outlive the launching process."""
+
+    cluster_type = LocalCluster
+    their_config = LocalQueueConf
+    is_detached = False
+    """Whether the user's shell is given back as soon as the runs are submitted."""
+
+    @staticmethod
+    def require() -> None:
+        """Nothing but this machine is needed."""
+
+    @staticmethod
+    def share(cluster: LocalCluster, runs: Runs) -> Share:
+        """Give all runs to as many workers as fit on the machine."""
+        free = len(cores.core_names())
+        threads = min(cluster.cpus_per_task or 1, free)
+        slots = min(cluster.runs_per_gpu or cluster.runs_per_node or 1, free // threads)
+        gpus = cores.visible_gpus() if cluster.gpus else ()
+        most = len(gpus) or (1 if cluster.runs_per_node else free // threads)
+        elements = min(-(-len(runs) // slots), most, cluster.workers or most)
+        settings = _settings(cluster) | {"threads": threads, "gpus": gpus, "slots": slots}
+        settings["signal_delay_s"] = LOCAL_SIGNAL_S
+        return Share(LOCAL, tuple(runs), elements, drain=True, **settings)
+
+    @staticmethod
+    def submit(cluster: LocalCluster, plan: Plan, submission: Submission) -> dict[str, Any]:
+        """Start the workers; return what the ledger records."""
+        import submitit
+
+        executor = submitit.LocalExecutor(folder=submission.folder(plan.home))
+        executor.update_parameters(
+            timeout_min=cluster.timeout_min or _NO_LIMIT_MIN,
+            signal_delay_s=LOCAL_SIGNAL_S,
+            stderr_to_stdout=cluster.stderr_to_stdout,
+        )
+        started = []
+        for element in range(submission.elements):
+            command = _worker_command(plan, submission, ["--element", str(element)])
+            pid = _in_session_of_its_own(partial(executor._submit_command, command))
+            started.append(asdict(owners.named(int(pid))))
+        return {"owners": started}
+
+    @staticmethod
+    def script(cluster: LocalCluster, plan: Plan, submission: Submission) -> str:
+        """Return what ``dry_run`` shows of a submission."""
+        del cluster
+        return _worker_command(plan, submission, ["--element", f"0..{submission.elements - 1}"])
+
+
+class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
+    """Submits array jobs to SLURM."""
+
+    cluster_type = SlurmCluster
+    their_config = SlurmQueueConf
+    is_detached = True
+
+    @staticmethod
+    def require() -> None:
+        """Refuse to go on where jobs can't be submitted."""
+        scheduler.require()
+
+    @staticmethod
+    def share(cluster: SlurmCluster, runs: Runs) -> Share:
+        """Give each run an element of its own, or all runs to elements that drain them."""
+        settings = _settings(cluster) | {"signal_delay_s": cluster.signal_delay_s}
+        settings["threads"] = cluster.cpus_per_task
+        each = (cluster.runs_per_gpu or 0) * cluster.gpus or cluster.runs_per_node or 1
+        if cluster.workers is not None or each > 1:
+            most = -(-len(runs) // each)
+            elements = min(cluster.workers or most, most)
+            return Share(SLURM, tuple(runs), elements, drain=True, slots=each, **settings)
+        return Share(SLURM, tuple(runs), len(runs), drain=False, **settings)
+
+    @classmethod
+    def submit(cls, cluster: SlurmCluster, plan: Plan, submission: Submission) -> dict[str, Any]:
+        """Submit one array; return what the ledger records.
+
+        Raises:
+            ClusterError: with sbatch's words.
+        """
+        executor = cls._executor(cluster, plan, submission)
+        return {"job": sbatch(executor, _worker_command(plan, submission, []))}
+
+    @classmethod
+    def script(cls, cluster: SlurmCluster, plan: Plan, submission: Submission) -> str:
+        """Return the sbatch script of a submission."""
+        executor = cls._executor(cluster, plan, submission)
+        command = _worker_command(plan, submission, [])
+        text: str = executor._make_submission_file_text(command, submission.id)
+        return text
+
+    @staticmethod
+    def _executor(cluster: SlurmCluster, plan: Plan, submission: Submission) -> Any:
+        name = job_name(plan.sweep, submission.id)
+        executor = slurm_executor(cluster, submission.folder(plan.home), name)
+        # Said aloud, it does not depend on the site's JobRequeue.
+        more = executor.parameters.get("additional_parameters") or {}
+        if not {"requeue", "no-requeue"} & more.keys():
+            again = "requeue" if submission.share.rules.requeues else "no-requeue"
+            executor.parameters["additional_parameters"] = {again: True, **more}
+        executor.parameters["map_count"] = submission.elements
+        executor.parameters["srun_args"] = _srun_arguments(cluster)
+        return executor
+
+
+def _srun_arguments(cluster: SlurmCluster) -> list[str]:
+    """Return srun's options for an element's tasks: when one is gone, none is left behind."""
+    if cluster.tasks == 1:
+        return []
+    found = ["--kill-on-bad-exit=1"]
+    if cluster.cpus_per_task is not None:  # since 22.05 srun does not take it from the job
+        found.append(f"--cpus-per-task={cluster.cpus_per_task}")
+    return found
+
+
+def _settings(cluster: Cluster) -> dict[str, Any]:
+    """Return what a share takes over from its cluster as it is."""
+    return {
+        "runs_per_gpu": cluster.runs_per_gpu,
+        "timeout_min": cluster.timeout_min,
+        "rules": rules_of(cluster),
+    }
+
+
+def slurm_executor(cluster: SlurmCluster, folder: Path, name: str) -> Any:
+    """Return submitit's executor for jobs of this name, its scripts and logs in ``folder``."""
+    executor = array_executor(folder)
+    parameters = executor._convert_parameters(submitit_parameters(cluster))
+    executor.update_parameters(**parameters, job_name=name)
+    return executor
+
+
+def sbatch(executor: Any, command: str) -> str:
+    """Have submitit's executor submit a command; return the job's id.
+
+    Raises:
+        ClusterError: with sbatch's words.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        # sbatch's words go into the error; submitit would print them as well.
+        with scheduler.clean_environment(), redirect_stderr(io.StringIO()):
+            return str(executor._submit_command(command).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = " ".join(s for s in str(error).splitlines() if s.startswith("sbatch: error"))
+        if "Batch job submission failed" in said and not _NO_ANSWER.search(said):
+            raise ClusterError(said) from None
+        silence = said or f"sbatch gave no answer within {SBATCH_S} s"
+        raise scheduler.Unanswered(f"{silence}; whether it took the job is looked up") from None
+
+
+def job_name(sweep: str, submission: str) -> str:
+    """Return the name a submission's job bears in squeue; it carries the submission's id."""
+    return f"{sweep}.{submission}"
+
+
+def _worker_command(plan: Plan, submission: Submission, more: Sequence[str]) -> str:
+    """Return the shell command of one worker: Python, started in the frozen code."""
+    frozen = plan.home.absolute() / freeze.CODE_DIR / submission.code
+    worker = [
+        sys.executable,
+        "-u",
+        "-m",
+        "sweeps.work.worker",
+        str(plan.root.absolute()),
+        submission.id,
+    ]
+    return shlex.join(["env", "-C", str(frozen), *worker, *more])
+
+
+def _in_session_of_its_own(start: Callable[[], Any]) -> str:
+    """Start a job in a forked process that leads a new session; return its id.
+
+    submitit starts local jobs in the caller's session, where Ctrl-C or a lost terminal kills them.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(read_end)
+            os.setsid()
+            os.write(write_end, str(start().job_id).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    if not text:
+        raise ClusterError("a local worker could not be started; its log may say why")
+    return text

@@ -1,0 +1,53 @@
+"""Putting this worker's own array element back into SLURM's queue."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rundir import ClusterError
+from sweeps.cluster.scheduler import ask
+from sweeps.records.ledger import Note, Submission
+
+
+def this_element() -> str | None:
+    """Return this process's SLURM array element or job, e.g. ``1234_5``; None outside SLURM."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def restarts() -> int:
+    """Return how often SLURM has begun this element again, whoever asked for it."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def requeue(submission: Submission, home: Path, element: int) -> str | None:
+    """Have SLURM begin this element again; return why it does not, None if it does.
+
+    SLURM then kills the element with SIGTERM and, KillWait later, SIGKILL: this must be the last
+    thing that a worker does. Only a running element may be requeued by its own wish. One that was
+    cancelled, or that SLURM requeues already (a preemption, the user's ``scontrol requeue``), is
+    completing, and ``scontrol requeue`` would bring back what the user has cancelled.
+
+    Args:
+        submission: the one that this worker belongs to.
+        home: the sweep's own directory.
+        element: this worker's number in the submission.
+    """
+    me = this_element()
+    if me is None:
+        return "outside SLURM there is no queue"
+    if submission.is_cancelled(home):
+        return "the sweep was cancelled"
+    try:
+        state = ask("squeue", "--noheader", f"--jobs={me}", "--format=%T").strip()
+        if state != "RUNNING":
+            return f"SLURM ends the job itself (squeue: {state or 'not there'})"
+        submission.note(home, Note.REQUEUED, element, f"by itself, from {me}")
+        ask("scontrol", "requeue", me)
+    except ClusterError as error:
+        submission.retract(home, Note.REQUEUED, element)
+        return str(error)
+    return None

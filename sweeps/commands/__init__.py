@@ -1,0 +1,1 @@
+"""``python -m sweeps``: what each command does."""

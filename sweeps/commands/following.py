@@ -1,0 +1,296 @@
+"""Following sweeps: ``status``, ``watch``, ``logs`` and ``ls``.
+
+``--json`` prints, for ``status``::
+
+    {"sweep", "directory", "created_at", "asked_at",
+     "summary": {"runs": n, "states": {state: n}},
+     "notes": [what could not be learnt, and why],
+     "nodes": [{"node", "failed", "ended", "is_suspicious"}],
+     "failures": [{"state", "reason", "count", "nodes": {node: n}, "run", "log"}],
+     "runs": [{"index", "name", "directory", "state", "reason", "attempts", "job", "node", "host",
+               "pid", "step", "total_steps", "figures", "seconds_left", "started_at", "updated_at",
+               "ended_at", "exit_code"}]}
+
+``watch`` prints one line a change, ``{"sweep", "asked_at", "summary", "notes"}``; ``ls`` a list of
+the first, third and summary keys of ``status`` with the directory; ``logs``
+``{"run", "state", "log", "lines"}``. Times are Unix seconds; what is not known is null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rundir import DONE, ENDED, ClusterError, State, Status, UserError
+from rundir.wording import count_of
+from sweeps.cluster.scheduler import Queue, UnknownQueue
+from sweeps.follow import display, nodes, progress, runtable, states
+from sweeps.follow.lookout import Lookout
+from sweeps.follow.progress import Pace
+from sweeps.follow.selection import find, pick, read, roots
+from sweeps.follow.states import RunState
+from sweeps.planning.plan import Plan
+from sweeps.records import ledger
+
+Arguments: TypeAlias = argparse.Namespace
+
+LISTED = 20
+"""Sweeps that ``ls`` looks into unless all are asked for: each costs a small file a run."""
+
+FOLLOW_S = 0.5
+"""Seconds between two looks into a log that is followed."""
+
+LOOK_S = 10.0
+"""Seconds between two questions whether the run of a followed log still lives."""
+
+_STATUS_KEYS = (
+    "host",
+    "pid",
+    "step",
+    "total_steps",
+    "figures",
+    "seconds_left",
+    "started_at",
+    "updated_at",
+    "ended_at",
+    "exit_code",
+)
+
+
+def exit_code(surveyed: Sequence[RunState]) -> int:
+    """Return 1 if a run has ended badly, else 0."""
+    return 1 if any(s.state in ENDED - DONE for s in surveyed) else 0
+
+
+def status(arguments: Arguments) -> int:
+    """Print where every run stands, and why."""
+    plan = find(arguments.sweep, arguments.multirun)
+    lookout = Lookout(plan)
+    surveyed = lookout.look()
+    if arguments.json:
+        _print_json(plan, surveyed, lookout.notes)
+    else:
+        _print_tables(plan, surveyed, every=arguments.all)
+        warn(lookout.notes)
+    return exit_code(surveyed)
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Say what could not be learnt."""
+    for note in notes:
+        display.err.print(f"warning: {note}", markup=False)
+
+
+def _print_tables(plan: Plan, surveyed: Sequence[RunState], *, every: bool) -> None:
+    out = display.out
+    out.print(f"sweep {plan.sweep}: {display.summary(surveyed)}", markup=False)
+    shown = list(surveyed) if every else runtable.worth_showing(surveyed)
+    if shown:
+        out.print(runtable.run_table(plan, shown))
+    if len(shown) < len(surveyed):
+        seen = runtable.counts(shown)
+        left = {w: n - seen.get(w, 0) for w, n in runtable.counts(surveyed).items()}
+        rest = ", ".join(f"{n} {word}" for word, n in left.items() if n)
+        out.print(f"not shown: {rest}; --all shows every run", markup=False)
+    _print_failures(plan, surveyed)
+
+
+def _print_failures(plan: Plan, surveyed: Sequence[RunState]) -> None:
+    """Print each distinct failure once with the end of one log, and the nodes that look bad."""
+    out = display.out
+    found = runtable.failures(plan, surveyed)
+    for failure in found[: runtable.MOST_FAILURES]:
+        places = ", ".join(f"{node} ({count})" for node, count in failure["nodes"].items())
+        runs = count_of(failure["count"], "run")
+        where = f" on {places}" if places else ""
+        out.print(f"\n{runs} {failure['state']}{where}: {failure['reason']}", markup=False)
+        if failure["log"]:
+            out.print(f"  run {failure['run']}, the end of {failure['log']}:", markup=False)
+            for line in runtable.last_lines(Path(failure["log"])):
+                out.print(f"    {line}", markup=False, soft_wrap=True)
+    if len(found) > runtable.MOST_FAILURES:
+        more = len(found) - runtable.MOST_FAILURES
+        out.print(f"\nand {count_of(more, 'other failure')}; --json lists all", markup=False)
+    blamed = nodes.by_node(surveyed)
+    if len(blamed) > 1 or any(record.is_suspicious for record in blamed):
+        out.print("\n" + "; ".join(str(record) for record in blamed), markup=False)
+    if any(record.is_suspicious for record in blamed):
+        bad = ", ".join(record.node for record in blamed if record.is_suspicious)
+        out.print(f"suspicious: {bad}; `retry --exclude-bad-nodes` avoids it", markup=False)
+
+
+def _print_json(plan: Plan, surveyed: Sequence[RunState], notes: Sequence[str]) -> None:
+    head = {
+        **_brief(plan, surveyed, notes),
+        "directory": str(plan.root),
+        "created_at": plan.created_at,
+        "nodes": [asdict(record) for record in nodes.by_node(surveyed)],
+        "failures": runtable.failures(plan, surveyed),
+    }
+    # A run a line: greppable, and json's own indentation takes ten times as long.
+    lines = ",\n".join(json.dumps(_as_dict(plan, state), default=str) for state in surveyed)
+    sys.stdout.write(f'{json.dumps(head, default=str)[:-1]}, "runs": [\n{lines}\n]}}\n')
+
+
+def _brief(plan: Plan, surveyed: Sequence[RunState], notes: Sequence[str]) -> dict[str, Any]:
+    summary = {"runs": len(surveyed), "states": runtable.counts(surveyed)}
+    return {
+        "sweep": plan.sweep,
+        "asked_at": time.time(),
+        "summary": summary,
+        "notes": list(notes),
+    }
+
+
+def _as_dict(plan: Plan, state: RunState) -> dict[str, Any]:
+    run, own = state.run, state.status or Status(State.PLANNED)
+    recorded = {key: getattr(own, key) if state.status else None for key in _STATUS_KEYS}
+    return {
+        "index": run.index,
+        "name": run.name,
+        "directory": f"{plan.root}/{run.directory}",
+        "state": str(state.state),
+        "reason": state.reason,
+        "attempts": state.attempts,
+        "job": state.job,
+        "node": state.node,
+        **recorded,
+    }
+
+
+def watch(arguments: Arguments) -> int:
+    """Show the status until nothing is pending or running; Ctrl-C leaves the runs alone."""
+    plan = find(arguments.sweep, arguments.multirun)
+    lookout = Lookout(plan)
+    said: set[str] = set()
+
+    def survey() -> list[RunState]:
+        found = lookout.look()
+        warn([note for note in lookout.notes if note not in said])
+        said.update(lookout.notes)
+        return found
+
+    printer = _JsonLines(lookout) if arguments.json else None
+    try:
+        last = progress.watch(plan, survey, Pace(), printer)
+    except KeyboardInterrupt:
+        display.err.print("the runs go on; follow them again with the same command")
+        return 0
+    display.err.print(f"sweep {plan.sweep}: {display.summary(last)}", markup=False)
+    return exit_code(last)
+
+
+class _JsonLines:
+    """One line for programs whenever the counts of states change."""
+
+    def __init__(self, lookout: Lookout) -> None:
+        self._lookout = lookout
+        self._last: object = None
+
+    def __enter__(self) -> _JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, asked: Sequence[RunState]) -> None:
+        """Print the counts if they are others than before."""
+        brief = _brief(self._lookout.plan, asked, self._lookout.notes)
+        if (brief["summary"], brief["notes"]) != self._last:
+            self._last = (brief["summary"], brief["notes"])
+            sys.stdout.write(json.dumps(brief) + "\n")
+            sys.stdout.flush()
+
+
+def logs(arguments: Arguments) -> int:
+    """Print the log of one run, and what is added to it with --follow."""
+    plan = find(arguments.sweep, arguments.multirun)
+    chosen = pick(plan, [arguments.run])
+    if len(chosen) != 1:
+        raise UserError(f"run = {arguments.run}; must be one run")
+    lookout = Lookout(plan)
+    state = lookout.look()[chosen[0].index]
+    while arguments.follow and state.state is State.PENDING:
+        time.sleep(Pace().first)
+        state = lookout.look()[chosen[0].index]
+    log = (runtable.worker_log if arguments.worker else runtable.log_of)(plan, state)
+    if log is None:
+        why = f": {state.reason}" if state.reason else ""
+        raise UserError(f"{state.run.name} has no log yet; it is {state.state}{why}")
+    if arguments.json:
+        lines = log.read_text(errors="replace").splitlines()
+        record = {"run": state.run.index, "state": str(state.state), "log": str(log)}
+        display.emit({**record, "lines": lines})
+    else:
+        display.err.print(f"{log}:", markup=False)
+        _copy(log, lookout if arguments.follow else None, state)
+    return 0
+
+
+def _copy(log: Path, lookout: Lookout | None, state: RunState) -> None:
+    """Write the log to stdout; with a lookout, until the run has ended."""
+    looked_at = time.monotonic()
+    with log.open("rb") as file:
+        while True:
+            # Asked before the read, so that what was written before the end is still copied.
+            is_over = lookout is None or state.state in ENDED
+            while chunk := file.read(1 << 16):
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+            if is_over or lookout is None:
+                return
+            time.sleep(FOLLOW_S)
+            own = states.Records(lookout.plan).status(state.run)
+            has_ended = own is not None and own.state in ENDED
+            if has_ended or time.monotonic() - looked_at >= LOOK_S:
+                state, looked_at = lookout.look()[state.run.index], time.monotonic()
+
+
+def ls(arguments: Arguments) -> int:
+    """List the sweeps with how many runs are in which state, newest last."""
+    found = roots(arguments.multirun)
+    chosen = found if arguments.all else found[-LISTED:]
+    rows = _glance([read(root) for root in chosen])
+    if arguments.json:
+        listed = [
+            {
+                "sweep": plan.sweep,
+                "directory": str(plan.root),
+                "created_at": plan.created_at,
+                "summary": {"runs": len(surveyed), "states": runtable.counts(surveyed)},
+            }
+            for plan, surveyed in rows
+        ]
+        display.emit(listed)
+        return 0
+    for plan, surveyed in rows:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(plan.created_at))
+        line = f"{created}  {plan.sweep:<28} {display.summary(surveyed)}  {plan.root}"
+        display.out.print(line, markup=False, soft_wrap=True)
+    if len(chosen) < len(found):
+        display.err.print(f"{len(found) - len(chosen)} older sweeps not shown; --all shows them")
+    return 0
+
+
+def _glance(plans: Sequence[Plan]) -> list[tuple[Plan, list[RunState]]]:
+    """Survey many sweeps with one question to squeue, and none to sacct."""
+    known = [(plan, ledger.entries(plan.home)) for plan in plans]
+    queue: Queue | None = None
+    for plan, entries in known:
+        try:
+            queue = states.queue_of(plan, entries)
+        except ClusterError as error:
+            warn([f"{error}; the states are from the runs' own records"])
+            queue = UnknownQueue()
+        if queue is not None:
+            break
+    return [
+        (plan, states.survey(plan, queue, entries=entries, accounting=lambda _: {}))
+        for plan, entries in known
+    ]

@@ -1,0 +1,1 @@
+"""What a sweep is made of: its points, and the overrides that they become."""

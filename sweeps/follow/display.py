@@ -1,0 +1,56 @@
+"""What the user sees: tables on stdout, progress and hints on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from rundir.wording import count_of
+from sweeps.follow.runtable import by_reason, counts, last_lines
+from sweeps.follow.states import RunState
+from sweeps.planning.plan import Plan
+
+_LOG_WIDTH = 160
+"""Columns where the output is a file or a pipe."""
+
+out = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def emit(value: object) -> None:
+    """Print what ``--json`` asks for."""
+    print(json.dumps(value, indent=1, default=str))  # noqa: T201 - a table for programs
+
+
+def announce(plan: Plan, asked: Sequence[RunState], wanted: Sequence[RunState]) -> None:
+    """Say how many runs there are, how many are settled, and how many start now."""
+    again = sum(1 for state in wanted if state.attempts)
+    resumed = f", {again} of them again" if again else ""
+    err.print(f"sweep {plan.sweep}: {summary(asked)}; {len(wanted) or 'none'} to submit{resumed}")
+    for (word, reason), alike in by_reason(wanted).items():
+        err.print(f"  {count_of(len(alike), 'run')} {word}: {reason}", markup=False)
+
+
+def submitted(plan: Plan, count: int, jobs: Sequence[str]) -> None:
+    """Say what SLURM took, and how to follow it."""
+    if count:
+        taken = f"submitted {count_of(count, 'run')} as job {', '.join(jobs)}"
+        err.print(f"{taken}; they no longer need this shell")
+    err.print(f"  follow   python -m sweeps watch {plan.root}")
+    err.print(f"  collect  python -m analysis collect {plan.root}")
+
+
+def print_tail(log: Path) -> None:
+    """Print the last lines of a log to stderr, indented."""
+    for line in last_lines(log):
+        err.print(f"    {line}", markup=False)
+
+
+def summary(asked: Sequence[RunState]) -> str:
+    """Return the counts of states: ``8 runs: 6 completed, 2 running``."""
+    words = ", ".join(f"{count} {word}" for word, count in counts(asked).items())
+    return f"{count_of(len(asked), 'run')}: {words}"

@@ -1,0 +1,296 @@
+"""One truthful state per run: from its own record, then squeue, then sacct."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TypeAlias
+
+from rundir import DONE, ENDED, ClusterError, State, Status
+from rundir.files import STATUS_FILE, parse_status
+from sweeps.cluster import onward, scheduler
+from sweeps.cluster.scheduler import Ending, Queue
+from sweeps.planning.plan import Plan, PlannedRun
+from sweeps.records import claims, ledger
+from sweeps.records.claims import Claim
+from sweeps.records.ledger import LOCAL, Entry, Note
+
+Accounting: TypeAlias = Callable[[Collection[str]], Mapping[str, Ending]]
+"""Tells of jobs that have left the queue how they ended; knows only some of them."""
+
+
+def _accounting(jobs: Collection[str]) -> Mapping[str, Ending]:
+    try:
+        return scheduler.endings(jobs)
+    except ClusterError:
+        return {}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where one run of a sweep stands."""
+
+    run: PlannedRun
+    state: State
+    attempts: int
+    """How many attempts were claimed so far."""
+    status: Status | None = None
+    """The run's own record of its latest attempt."""
+    reason: str | None = None
+    job: str | None = None
+    node: str | None = None
+    """The machine of the latest attempt, by SLURM's name for it where SLURM knows."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Say whether launching again should submit the run."""
+        return self.state in ENDED - DONE or self.state is State.PLANNED
+
+
+def survey(
+    plan: Plan,
+    queue: Queue | None = None,
+    *,
+    entries: Sequence[Entry] | None = None,
+    records: Records | None = None,
+    accounting: Accounting = _accounting,
+) -> list[RunState]:
+    """Return the state of every run, in the plan's order.
+
+    Costs one listing of the claims and one small file a run.
+
+    Args:
+        plan: the sweep.
+        queue: from :func:`sweeps.cluster.scheduler.queue`; None where there is no scheduler.
+        entries: the sweep's ledger, where it has been read already.
+        records: what an earlier survey has read of the runs' records.
+        accounting: asked how jobs ended that neither the runs' records nor squeue tell of.
+    """
+    held = claims.attempts(plan.claims)
+    handed = _handed_over(plan, ledger.entries(plan.home) if entries is None else entries)
+    records = Records(plan) if records is None else records
+    states = [
+        _present(run, held.get(str(run.index), 0), handed.get(run.index), queue, records)
+        for run in plan.runs
+    ]
+    if queue is None:
+        return states
+    states = [_with_ending(state, queue.endings) for state in states]
+    gone = {state.job for state in states if state.job and state.state in _UNEXPLAINED}
+    endings = accounting(gone) if gone else {}
+    return [_with_ending(state, endings) for state in states]
+
+
+def _present(
+    run: PlannedRun,
+    attempt: int,
+    handed: _HandedOver | None,
+    queue: Queue | None,
+    records: Records,
+) -> RunState:
+    """Return where a run stands, whose latest listed claim is that of ``attempt``."""
+    status = records.status(run)
+    if status is not None and status.state in ENDED and status.attempt >= attempt:
+        # Who held the claim matters only while the attempt has no end on record.
+        return _state(run, status, None, handed, queue)
+    # An attempt may have begun since the claims were listed.
+    begun = status.attempt if status is not None else 0
+    claim = (records.claim(run, begun) if begun > attempt else None) or records.claim(run, attempt)
+    found = _state(run, status, claim, handed, queue)
+    if found.state is State.LOST:
+        # It may have ended between the look at its record and the look at its process.
+        found = _state(run, records.status(run), claim, handed, queue)
+    return found
+
+
+class Records:
+    """Reads the runs' own records and claims, and again only what has changed since the last time.
+
+    A status costs a stat where it is the same file as before, and a read where it is not.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._root = os.fspath(plan.root)
+        self._statuses: dict[str, tuple[tuple[int, int, int], Status | None]] = {}
+        self._claims: dict[tuple[int, int], Claim] = {}
+
+    def status(self, run: PlannedRun) -> Status | None:
+        """Return what the run's status.json says; None before its first attempt."""
+        # Strings instead of paths: for 10,000 runs pathlib takes longer than the disk.
+        path = f"{self._root}/{run.directory}/{STATUS_FILE}"
+        try:
+            found = os.stat(path)
+            version = (found.st_mtime_ns, found.st_ino, found.st_size)
+            known = self._statuses.get(path)
+            if known is None or known[0] != version:
+                known = self._statuses[path] = (version, _read_status(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return known[1]
+
+    def claim(self, run: PlannedRun, attempt: int) -> Claim | None:
+        """Return a claim on the run, which never changes; None if there is none."""
+        key = (run.index, attempt)
+        if key not in self._claims:
+            if not (self._plan.claims / f"{run.index}.{attempt}").exists():
+                return None
+            self._claims[key] = claims.read(self._plan.claims, str(run.index), attempt)
+        return self._claims[key]
+
+
+def _read_status(path: str) -> Status | None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        raw = json.loads(os.read(handle, os.fstat(handle).st_size))
+    except ValueError:
+        return None
+    finally:
+        os.close(handle)
+    return parse_status(raw if isinstance(raw, dict) else None)
+
+
+def attempts_of(claim: Claim | None, status: Status | None) -> int:
+    """Return how many attempts were made; the record tells of those whose claims were deleted."""
+    return max(claim.attempt if claim else 0, status.attempt if status else 0)
+
+
+def standing(
+    claim: Claim | None, status: Status | None, queue: Queue | None
+) -> tuple[State, str | None]:
+    """Return the state of a run's latest attempt, and the reason if it is a bad one.
+
+    Args:
+        claim: the latest claim; None before the first.
+        status: the run's own record.
+        queue: what squeue shows; None without it.
+    """
+    claimed = claim.attempt if claim else 0
+    if status is not None and status.state in ENDED and status.attempt >= claimed:
+        return status.state, status.reason
+    if claim is None:
+        return State.PLANNED, None
+    if claim.owner.is_alive(queue):
+        return State.RUNNING, None
+    if claim.owner.job is not None:
+        return State.LOST, f"job {claim.owner.job} left the queue without ending the run"
+    where = f"process {claim.owner.pid} on {claim.owner.host}"
+    return State.LOST, f"{where} is gone and left no end record"
+
+
+def queue_of(plan: Plan, entries: Sequence[Entry] | None = None) -> Queue | None:
+    """Ask squeue, unless no job of the sweep was ever handed to SLURM.
+
+    Raises:
+        ClusterError: SLURM is there and does not answer.
+    """
+    known = ledger.entries(plan.home) if entries is None else entries
+    if all(entry.submission.share.backend == LOCAL for entry in known):
+        return None
+    # The jobs are those of whoever launched the sweep, who need not be the one that asks.
+    return scheduler.queue(plan.home.stat().st_uid)
+
+
+@dataclass(frozen=True)
+class _HandedOver:
+    """The last submission that holds a run."""
+
+    entry: Entry
+    place: int
+    attempt: int
+    notes: Callable[[], Mapping[tuple[Note, int], str]]
+    """Reads what the submission's workers left word of, once a survey."""
+
+    def note(self, kind: Note) -> str | None:
+        """Return what a worker that was to do the run said of it; None if it said nothing."""
+        for (found, element), reason in self.notes().items():
+            if found is kind and (self.entry.submission.share.drain or element == self.place):
+                return reason
+        return None
+
+    def next_job(
+        self, state: State, attempt: int, job: str | None, queue: Queue | None
+    ) -> str | None:
+        """Return the live job that goes on with the run by itself; None if none does."""
+        if attempt < self.attempt or state in DONE or state is State.PLANNED:
+            return None
+        return onward.next_job(
+            self.entry,
+            self.place,
+            attempt - self.attempt,
+            state,
+            job,
+            queue,
+            self.notes,
+        )
+
+    @property
+    def job(self) -> str | None:
+        """The array element that was to do the run; None where it can't be told."""
+        share = self.entry.submission.share
+        return None if self.entry.job is None or share.drain else f"{self.entry.job}_{self.place}"
+
+
+_UNEXPLAINED = (State.LOST, State.PLANNED)
+"""States in which a run's job may tell what happened."""
+
+
+def _handed_over(plan: Plan, entries: Sequence[Entry]) -> dict[int, _HandedOver]:
+    found = {}
+    for entry in entries:
+        if entry.answer == ledger.TAKEN:
+            notes = cache(partial(entry.submission.notes, plan.home))
+            for place, (index, attempt) in enumerate(entry.submission.share.runs):
+                found[index] = _HandedOver(entry, place, attempt, notes)
+    return found
+
+
+def _state(
+    run: PlannedRun,
+    status: Status | None,
+    claim: Claim | None,
+    handed: _HandedOver | None,
+    queue: Queue | None,
+) -> RunState:
+    attempts = attempts_of(claim, status)
+    if handed is not None and handed.attempt > attempts:
+        waiting = handed.entry.live_job(handed.place, queue)
+        if waiting is not None:
+            element = queue[waiting] if queue is not None and waiting in queue else None
+            why, node = (element.why, element.node) if element else (None, None)
+            return RunState(run, State.PENDING, attempts, status, why, waiting, node)
+        unstarted = handed.note(Note.UNSTARTED)
+        if unstarted is not None and attempts == 0:
+            return RunState(run, State.PLANNED, 0, reason=unstarted)
+        failure = handed.note(Note.FAILED)
+        if failure is not None:
+            ended = queue.endings.get(handed.job or "") if queue is not None else None
+            node = ended.node if ended else None
+            return RunState(run, State.LOST, attempts, status, failure, node=node)
+        if claim is None and status is None:
+            why = f"job {handed.entry.job} ended before the run began" if handed.entry.job else None
+            return RunState(run, State.PLANNED, 0, reason=why, job=handed.job)
+    state, reason = standing(claim, status, queue)
+    job = claim.owner.job if claim else status.job if status else None
+    if job is None and handed is not None and handed.attempt == attempts:
+        job = handed.job
+    node = status.node or status.host if status and status.attempt == attempts else None
+    onward = handed.next_job(state, attempts, job, queue) if handed else None
+    if onward is not None:
+        element = queue[onward] if queue is not None and onward in queue else None
+        before = f"goes on after {state}: {reason}" if reason else None
+        why = "; ".join(part for part in (element and element.why, before) if part)
+        return RunState(run, State.PENDING, attempts, status, why or None, onward)
+    return RunState(run, state, attempts, status, reason, job, node)
+
+
+def _with_ending(state: RunState, endings: Mapping[str, Ending]) -> RunState:
+    if state.state not in _UNEXPLAINED or state.job is None or state.job not in endings:
+        return state
+    ending = endings[state.job]
+    if state.state is State.PLANNED and ending.state is State.CANCELLED:
+        return state
+    return replace(state, state=ending.state, reason=ending.reason, node=state.node or ending.node)

@@ -1,0 +1,145 @@
+"""The ways in: from Hydra's main, from an override list, and from an error on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from rundir import UserError
+from sweeps.launch import single
+from sweeps.launch.preview import DryRun
+from sweeps.planning import composition
+from sweeps.planning.composition import Composed, Composer
+from sweeps.records.provenance import PROJECT_ROOT
+
+CONFIG_DIR = PROJECT_ROOT / "conf"
+CONFIG_NAME = "config"
+
+
+def run_composed(config: DictConfig) -> int:
+    """Carry out the run that Hydra composed; return its exit code.
+
+    Args:
+        config: the job's config, without the ``hydra`` node.
+    """
+    composed, directory = _composed(config)
+    dry_run = DryRun.of(composed.resolved.get("dry_run"))
+    return single.run_one(composed, dry_run=dry_run, directory=directory)
+
+
+def run_as_job(config: DictConfig) -> float | None:
+    """Carry out one job of a sweeper other than ours; return what a sampler minimises.
+
+    That is the last validation loss, or training loss where there is none; infinity for a run that
+    diverged; None for a dry run and for a task that logs no loss.
+
+    Raises:
+        OptsweepError: the run did not complete; Hydra hands it to the process that waits.
+    """
+    composed, directory = _composed(config)
+    dry_run = DryRun.of(composed.resolved.get("dry_run"))
+    try:
+        single.run_one(composed, dry_run=dry_run, directory=directory)
+    except UserError as error:  # it is pickled on its way back; some of them can't be
+        raise UserError(str(error)) from None
+    return single.outcome(composed, directory) if dry_run is DryRun.NO else None
+
+
+def _composed(config: DictConfig) -> tuple[Composed, Path | None]:
+    """Return the run that Hydra composed, and the directory that the user chose for it."""
+    hydra = composition.hydra_of(HydraConfig.instance().cfg)
+    sweep = OmegaConf.select(hydra, "runtime.choices.sweep")
+    if sweep is not None and hydra.mode != RunMode.MULTIRUN:
+        raise UserError(
+            f"sweep={sweep} is no sweep; write `# @package _global_` above its definition and "
+            "`hydra: {mode: MULTIRUN}` into it"
+        )
+    overrides = tuple(str(text) for text in hydra.overrides.task)
+    groups = composition.group_overrides(overrides, GlobalHydra.instance().config_loader())
+    composed = Composed(overrides, groups, config, composition.resolve(config), hydra)
+    is_ours = hydra.mode == RunMode.MULTIRUN or str(hydra.run.dir) == "."
+    return composed, None if is_ours else Path(str(hydra.runtime.output_dir))
+
+
+def compose(
+    overrides: Sequence[str],
+    config_dir: Path | str = CONFIG_DIR,
+    config_name: str = CONFIG_NAME,
+    more_dirs: Sequence[str] = (),
+) -> Composed:
+    """Compose one run from an override list, as ``launch.py`` would.
+
+    Args:
+        overrides: as on the command line, those of the ``hydra`` node included.
+        config_dir: the primary config directory.
+        config_name: the primary config.
+        more_dirs: further directories to look for configs in, as ``--config-dir`` adds one.
+
+    Raises:
+        UserError: naming what is wrong with them.
+    """
+    task = [text for text in overrides if not is_setting(text)]
+    settings = [text for text in overrides if is_setting(text)]
+    with composer(settings, config_dir, config_name, more_dirs) as ready:
+        return ready.compose(task)
+
+
+@contextmanager
+def composer(
+    settings: Sequence[str] = (),
+    config_dir: Path | str = CONFIG_DIR,
+    config_name: str = CONFIG_NAME,
+    more_dirs: Sequence[str] = (),
+) -> Iterator[Composer]:
+    """Yield what composes runs of a config tree, with overrides of the ``hydra`` node."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(Path(config_dir).absolute()), version_base="1.3"):
+        path = GlobalHydra.instance().config_loader().get_search_path()
+        for more in more_dirs:
+            path.prepend("command-line", f"file://{more}", SearchPathQuery(provider="schema"))
+        yield Composer(ConfigLoaderImpl(path), config_name, settings)
+
+
+def is_setting(text: str) -> bool:
+    """Say whether an override is about Hydra itself and not about the job."""
+    return re.match(r"[+~]*hydra[./=]", text) is not None
+
+
+def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> UserError:
+    """Return Hydra's error about a command line as one line with the nearest spelling.
+
+    The command line is composed again step by step, which finds the override at fault.
+    """
+    if isinstance(error, (yaml.YAMLError, UnicodeError)):
+        return _unreadable(error)
+    given = get_args(list(arguments))
+    # No run has a sweep node: about those overrides Hydra's own words must do.
+    single = [
+        o for o in given.overrides if "," not in o and not o.lstrip("+~").startswith("sweep.")
+    ]
+    more = [str(Path(given.config_dir).absolute())] if given.config_dir else []
+    try:
+        compose(single, config_dir, given.config_name or CONFIG_NAME, more)
+    except UserError as found:
+        return found
+    return composition.explained(error)
+
+
+def _unreadable(error: Exception) -> UserError:
+    """Return in one line where a config file is no YAML, and why."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return UserError(f"{mark.name}, line {mark.line + 1}: {getattr(error, 'problem', error)}")
+    return UserError(f"a config file can't be read: {' '.join(str(error).split())}")

@@ -1,0 +1,220 @@
+"""Hydra's sweeper for ``-m`` and ``sweep=NAME``: expand, check, plan, submit, and let go."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rundir import UserError, unknown
+from rundir.files import MULTIRUN
+from sweeps.cluster import launchers
+from sweeps.define import definition
+from sweeps.define.definition import Point
+from sweeps.define.overrides import parse
+from sweeps.launch import stages, submission, successor
+from sweeps.launch.preview import DryRun
+from sweeps.planning.composition import Composer
+from sweeps.planning.identity import MAX_NAME_BYTES
+from sweeps.planning.plan import Plan, candidates
+
+
+class Planner(Sweeper):
+    """Plans the sweep and hands it to the launcher that ``cluster=…`` chose."""
+
+    config: DictConfig
+    hydra_context: HydraContext
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        """Take ``hydra.sweeper.params``: key → values in Hydra's sweep syntax."""
+        self.params = dict(params or {})
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra."""
+        self.config = config
+        self.hydra_context = hydra_context
+        _refuse_idle_settings(config)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Plan and submit. Ends the process with an exit code other than 0 if a run failed."""
+        launcher = self.launcher
+        if not isinstance(launcher, (launchers.LocalLauncher, launchers.SlurmLauncher)):
+            raise UserError(
+                "hydra/launcher is chosen by cluster=…; to use another one add hydra/sweeper=basic"
+            )
+        name = sweep_name(self.config)
+        root = Path(str(OmegaConf.select(self.config, "paths.multirun") or MULTIRUN)) / name
+        dry_run = DryRun.of(OmegaConf.select(self.config, "dry_run"))
+        try:
+            best = self._first_stage(name, root.parent)
+        except stages.Unfinished as error:
+            if dry_run is DryRun.TEXT:
+                stages.show(error, self._expand(arguments, stages.placeholder)[0])
+            elif dry_run is DryRun.NO and launcher.is_detached and error.jobs:
+                self._expand(arguments, stages.placeholder)  # what is wrong with it is said here
+                successor.submit(error, root, _node(self.config, "cluster"))
+            else:
+                raise
+            return
+        points, fixed = self._expand(arguments, best)
+        composer = Composer(
+            self.hydra_context.config_loader,
+            str(self.config.hydra.job.config_name),
+            list(self.config.hydra.overrides.hydra),
+        )
+        found = candidates(composer, name, points, fixed)
+        if dry_run is not DryRun.NO:
+            submission.show(Plan.read(root) or Plan(name, root), found, launcher, dry_run)
+            return
+        code = submission.launch(Plan(name, root), found, launcher)
+        if code:
+            sys.exit(code)
+
+    def _first_stage(self, name: str, multirun: Path) -> stages.Best:
+        """Return what ``${best:…}`` stands for.
+
+        Raises:
+            UserError: the sweep named by ``after`` does not exist, failed, or is not over.
+        """
+        after = stages.After.read(_of_sweep(self.config, "after"))
+        if after is None:
+            return stages.no_first_stage
+        folders = [folder / "sweep" for folder in _config_folders(self.config)]
+        stages.require_no_circle(after, [name, _chosen(self.config)], folders)
+        return stages.FirstStage.find(after, name, multirun, folders).best
+
+    def _expand(self, arguments: Sequence[str], best: stages.Best) -> tuple[list[Point], list[str]]:
+        """Return the points to run and the overrides that all of them share.
+
+        A key given on the command line replaces what the definition says about it.
+        """
+        given = self._parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        typed = {definition.bare(key) for key in given}
+        # Those of the sweep node have made the definition what it is; no run has one.
+        ours = {key: o for key, o in given.items() if not definition.bare(key).startswith("sweep.")}
+        fixed = [o.input_line for o in ours.values() if not o.is_sweep_override()]
+        axes = [_axis(key, o) for key, o in given.items() if o.is_sweep_override()]
+        with stages.resolving(best):
+            node = _node(self.config, "sweep")
+        folders = [Path(), *(folder / "sweep" for folder in _config_folders(self.config))]
+        defined = definition.points(node, folders=folders) if node else [{}]
+        kept = [
+            {k: v for k, v in point.items() if definition.bare(k) not in typed} for point in defined
+        ]
+        if kept != defined:
+            kept = list({repr(point): point for point in kept}.values())
+        points = [
+            {**point, **{k: v for part in parts for k, v in part.items()}}
+            for point in kept
+            for parts in itertools.product(*axes)
+        ]
+        return points, [str(line) for line in fixed]
+
+    def _parse(self, texts: Sequence[str]) -> dict[str, Override]:
+        """Parse overrides; of two for one key the later counts, as in Hydra's own sweeper."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        try:
+            return {o.get_key_element(): o for o in parser.parse_overrides(list(texts))}
+        except HydraException as error:
+            raise UserError(" ".join(str(error).split())) from None
+
+
+def _axis(key: str, override: Override) -> list[Point]:
+    if definition.bare(key).startswith("sweep."):
+        raise UserError(f"{override.input_line}: a sweep is one sweep; launch each by itself")
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval needs a sampler; list the values, "
+            "or choose a sampling sweeper with hydra/sweeper=…"
+        )
+    return [{key: parse(f"{key}={text}").value()} for text in override.sweep_string_iterator()]
+
+
+_NAME = re.compile(r"\w[\w.+=-]*")
+"""It goes into paths, into sbatch's %-patterns and into squeue's comma-separated lists."""
+
+
+def sweep_name(config: DictConfig) -> str:
+    """Return the sweep's name: its definition's, ``paths.sweep``, or the time of the launch."""
+    given = _of_sweep(config, "name") or OmegaConf.select(config, "paths.sweep") or _chosen(config)
+    name = str(given or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(
+            f"sweep name {name[:200]!r} must be a plain directory name of at most "
+            f"{MAX_NAME_BYTES} bytes: letters, digits and . _ + = -"
+        )
+    return name
+
+
+def _of_sweep(config: DictConfig, key: str) -> object:
+    """Return what the definition says of itself; its values may still need resolving."""
+    node = OmegaConf.select(config, "sweep")
+    if node is not None and not isinstance(node, DictConfig):
+        raise UserError(f"sweep = {node!r}; must be a mapping such as {{grid: …}}")
+    return None if node is None else node.get(key)
+
+
+def _chosen(config: DictConfig) -> str | None:
+    chosen = OmegaConf.select(config, "hydra.runtime.choices.sweep")
+    return None if chosen is None else str(chosen)
+
+
+def _config_folders(config: DictConfig) -> list[Path]:
+    """Return the folders that configs come from, the primary one first."""
+    sources = OmegaConf.select(config, "hydra.runtime.config_sources") or ()
+    return [Path(str(source.path)) for source in sources if source.schema == "file"]
+
+
+def _node(config: DictConfig, key: str) -> dict[str, Any]:
+    try:
+        node = OmegaConf.select(config, key)
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except OmegaConfBaseException as error:
+        said = str(error).splitlines()[0]
+        said = said.removeprefix("UserError raised while resolving interpolation: ")
+        raise UserError(f"{error.full_key or key}: {said}") from None
+    if plain is not None and not isinstance(plain, dict):
+        raise UserError(f"{key} = {plain!r}; must be a mapping")
+    return {str(k): v for k, v in (plain or {}).items()}
+
+
+_ELSEWHERE = {
+    "hydra.sweep.dir": "write paths.multirun=… and paths.sweep=…",
+    "hydra.sweep.subdir": "write paths.group=… and paths.run_name=…",
+    "hydra.job.chdir": "runs of a sweep stay where it was launched",
+    "hydra.callbacks": "runs of a sweep are no Hydra jobs; the task can do it",
+}
+"""Settings of Hydra's own that would count for nothing here, and what to do instead."""
+
+
+def _refuse_idle_settings(config: DictConfig) -> None:
+    """Refuse settings of the ``hydra`` node that a planned sweep does not heed."""
+    for text in config.hydra.overrides.hydra:
+        key = str(text).lstrip("+~").partition("=")[0]
+        for idle, instead in _ELSEWHERE.items():
+            if key == idle or key.startswith(f"{idle}."):
+                raise UserError(f"{key} has no effect in a sweep; {instead}")
+        if key.startswith("hydra.launcher."):
+            field = key.removeprefix("hydra.launcher.")
+            legal = [str(name) for name in _node(config, "cluster")]
+            if field in legal:
+                raise UserError(f"{key} has no effect here; write cluster.{field}=…")
+            raise unknown("key", field, legal, "cluster")

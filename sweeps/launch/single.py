@@ -1,0 +1,129 @@
+"""One run, here, in this process."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rundir import DONE, OptsweepError, State, UserError, read_json, read_status
+from rundir.files import LOG_FILE, METRICS_FILE, OUTPUTS, RUN_FILE, UNSIGNED_KEYS, iter_metrics
+from sweeps.define.overrides import parse
+from sweeps.follow import display, progress, states
+from sweeps.launch.preview import DryRun
+from sweeps.planning import identity, tasks
+from sweeps.planning.composition import Composed
+from sweeps.planning.plan import place
+from sweeps.records import claims, provenance
+from sweeps.records.owners import myself
+from sweeps.work.execution import Job, execute
+
+CLAIM = ".claim"
+"""Claims of a run outside sweeps lie in its own directory as ``.claim.<attempt>``."""
+
+
+def run_one(
+    composed: Composed, *, dry_run: DryRun = DryRun.NO, directory: Path | None = None
+) -> int:
+    """Check and carry out one run; return its exit code.
+
+    The same config launched again finds its directory by signature: complete, it is left as it is;
+    alive, it is left alone; interrupted, it is resumed.
+
+    Args:
+        composed: the run's configuration.
+        dry_run: only say what would happen.
+        directory: overrides the directory that the config gives.
+    """
+    tasks.check(composed.resolved)
+    job = job_of(composed, directory)
+    if dry_run is not DryRun.NO:
+        attempt, found = _next_attempt(job)
+        if dry_run is DryRun.JSON:
+            place = {"name": job.name, "directory": str(job.directory)}
+            display.emit({**place, "state": found, "start": attempt is not None})
+        else:
+            display.out.print(f"{found}: {job.directory}", markup=False)
+            display.err.print("dry run: nothing was started or written")
+        return 0
+    return carry_out(job, threads=None)
+
+
+def job_of(composed: Composed, directory: Path | None = None, **more: Any) -> Job:
+    """Return the job of a run outside any sweep."""
+    signed = identity.signature(composed.resolved)
+    name, relative = place(composed.resolved, _varying(composed), signed)
+    outputs = (composed.resolved.get("paths") or {}).get("outputs") or OUTPUTS
+    where = directory or Path(outputs) / relative
+    return Job(composed, where, name, signed, git=provenance.git_state(), **more)
+
+
+def carry_out(job: Job, threads: int | None) -> int:
+    """Claim and execute a job in the foreground; return the exit code."""
+    attempt, found = _next_attempt(job)
+    display.err.print(f"{found}: {job.directory}", markup=False)
+    if attempt is None:
+        return 0
+    try:
+        job.directory.mkdir(parents=True, exist_ok=True)
+        won = claims.claim(job.directory, CLAIM, attempt, myself())
+    except OSError as error:
+        raise UserError(f"can't write {job.directory}: {error.strerror}") from None
+    if not won:
+        raise UserError(f"{job.directory} was claimed by another process just now")
+    status = execute(job, attempt, threads, on_progress=progress.OneRun(job.name))
+    if status.state is not State.COMPLETED:
+        log = job.directory / LOG_FILE
+        display.err.print(f"{status.state}: {status.reason}; see {log}", markup=False)
+    return status.exit_code or 0
+
+
+def outcome(composed: Composed, directory: Path | None = None) -> float | None:
+    """Return the last loss that a run logged, of stream ``val`` if it has one.
+
+    Raises:
+        OptsweepError: the run has not completed.
+    """
+    job = job_of(composed, directory)
+    status = read_status(job.directory)
+    if status is not None and status.state is State.DIVERGED:
+        return math.inf
+    if status is None or status.state is not State.COMPLETED:
+        found = f"{status.state}: {status.reason}" if status else "not begun"
+        raise OptsweepError(f"{job.name} {found}; see {job.directory / LOG_FILE}")
+    records = iter_metrics(job.directory / METRICS_FILE)
+    last = {record["stream"]: float(record["loss"]) for record in records if "loss" in record}
+    return last.get("val", last.get("train"))
+
+
+def _next_attempt(job: Job) -> tuple[int | None, str]:
+    """Return the attempt to make, None for none, and what to say of the run's directory.
+
+    Raises:
+        UserError: the directory holds a run of another configuration.
+    """
+    held = (read_json(job.directory / RUN_FILE) or {}).get("signature", job.signature)
+    if held != job.signature:
+        raise UserError(f"{job.directory} holds another run, {held[:6]}; choose another directory")
+    claim, status = claims.latest(job.directory, CLAIM), read_status(job.directory)
+    attempts = states.attempts_of(claim, status)
+    state, reason = states.standing(claim, status, None)
+    if state in DONE:
+        return None, f"already {state}"
+    if state is State.PLANNED:
+        return attempts + 1, "new run"
+    if claim is not None and state is State.RUNNING:
+        return None, f"running already, as process {claim.owner.pid} on {claim.owner.host}"
+    return attempts + 1, f"resuming ({state}: {reason})"
+
+
+def _varying(composed: Composed) -> dict[str, Any]:
+    """Return what the user changed, for the run's name."""
+    changed = {}
+    for text in composed.overrides:
+        override = parse(text)
+        if override.value_type is not None and text not in composed.groups:
+            key = override.key_or_group
+            if key.split(".")[0] not in identity.ENGINE_KEYS | UNSIGNED_KEYS:
+                changed[key] = override.value()
+    return changed

@@ -1,0 +1,287 @@
+"""From a plan to running workers, safe against a kill at any step.
+
+lock → compare with what exists → freeze the code → write the plan → ledger intent → hand over →
+ledger answer. A worker takes exactly the attempt that was decided here, by atomic creation, so that
+even a submission made twice would run nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hydra.utils import get_class
+
+from rundir import DONE, ClusterError, UserError
+from sweeps.cluster import scheduler
+from sweeps.cluster.clusters import Cluster, SlurmCluster, cluster
+from sweeps.cluster.launchers import LocalLauncher, SlurmLauncher, job_name
+from sweeps.cluster.limits import Limits, read_limits
+from sweeps.follow import display, local, states
+from sweeps.follow.states import RunState
+from sweeps.launch.preview import Array, DryRun, Preview
+from sweeps.planning.plan import Candidate, Plan
+from sweeps.records import ledger, provenance
+from sweeps.records.freeze import freeze, present_hash
+from sweeps.records.ledger import SLURM, Submission
+
+Launcher: TypeAlias = LocalLauncher | SlurmLauncher | type[LocalLauncher] | type[SlurmLauncher]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What runs ask for, and of whom."""
+
+    launcher: Launcher
+    cluster: Cluster
+
+
+_Groups: TypeAlias = Sequence[tuple[_Request, list[RunState]]]
+
+
+def launch(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> int:
+    """Submit those of the candidates that are neither done nor in work; return the exit code.
+
+    A local sweep is followed to its end; on SLURM this returns at once.
+
+    Args:
+        plan: an empty plan of the sweep; stands where there is none on disk yet.
+        candidates: the runs asked for.
+        launcher: hands submissions over.
+
+    Raises:
+        UserError: an impossible ``cluster`` node, a directory that can't be written, or another
+            launch under way.
+        ClusterError: the scheduler refused; says what was and what was not submitted.
+    """
+    launcher.require()
+    requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
+    _require_writable(plan.root)
+    with ledger.locked(plan.home, plan.sweep):
+        plan = _settled(plan)
+        asked, wanted = _survey(plan, plan.admit(candidates))
+        display.announce(plan, asked, wanted)
+        jobs: list[str] = []
+        if wanted:
+            chosen = {candidate.signature: candidate for candidate in candidates}
+            runs = [state.run for state in wanted]
+            plan.renew([run.index for run in runs], [chosen[run.signature] for run in runs])
+            plan.write()
+            jobs = _hand_over(plan, _grouped(wanted, requests))
+    return _released(plan, asked, wanted, jobs, [launcher])
+
+
+def again(plan: Plan, indices: Sequence[int], *, exclude_nodes: Sequence[str] = ()) -> int:
+    """Submit planned runs once more, each to the cluster it was planned for; return the exit code.
+
+    Runs that are done, waiting or in work by now are left alone.
+
+    Args:
+        plan: the sweep.
+        indices: its runs to submit.
+        exclude_nodes: SLURM nodes to avoid, besides those of ``cluster.exclude``.
+
+    Raises:
+        UserError: another launch is under way, or a run does not compose to what was planned.
+        ClusterError: the scheduler refused; says what was and what was not submitted.
+    """
+    with ledger.locked(plan.home, plan.sweep):
+        plan = _settled(plan)
+        asked, wanted = _survey(plan, indices)
+        requests = _requests(
+            {state.run.signature: _planned(plan, state, exclude_nodes) for state in wanted}
+        )
+        launchers = list({request.launcher: None for request in requests.values()})
+        for launcher in launchers:
+            launcher.require()
+        display.announce(plan, asked, wanted)
+        jobs = _hand_over(plan, _grouped(wanted, requests)) if wanted else []
+    return _released(plan, asked, wanted, jobs, launchers)
+
+
+def show(
+    plan: Plan, candidates: Sequence[Candidate], launcher: Launcher, how: DryRun = DryRun.TEXT
+) -> None:
+    """Print what :func:`launch` would do, for people or as JSON. Write nothing."""
+    found = preview(plan, candidates, launcher)
+    if how is DryRun.JSON:
+        display.emit(found.as_dict())
+    else:
+        found.print()
+
+
+def preview(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> Preview:
+    """Return what :func:`launch` would do; write nothing."""
+    launcher.require()
+    requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
+    asked, wanted = _survey(plan, plan.admit(candidates))
+    code = present_hash(plan.home, names=plan.tasks)
+    division = _divided(_grouped(wanted, requests), code)
+    arrays = [
+        Array(request.cluster, submission, launcher.script(request.cluster, plan, submission))
+        for request, submission in division.submissions
+    ]
+    clusters = {signature: request.cluster for signature, request in requests.items()}
+    return Preview(plan, asked, clusters, arrays, division.waiting, division.limits)
+
+
+def _settled(plan: Plan) -> Plan:
+    """Return the plan as it is on disk, after asking SLURM for what became of its intents.
+
+    An intent is without an answer where the launcher died before it could note the job's id.
+
+    Raises:
+        ClusterError: SLURM does not answer; nothing is decided then.
+    """
+    plan = Plan.read(plan.root) or plan
+    entries = {
+        job_name(plan.sweep, entry.submission.id): entry
+        for entry in ledger.entries(plan.home)
+        if entry.answer in {None, ledger.VOID} and entry.submission.share.backend == SLURM
+    }
+    if not entries:
+        return plan
+    found = scheduler.jobs_named(entries, min(entry.intended_at for entry in entries.values()))
+    for name, entry in entries.items():
+        if name in found:
+            ledger.record(plan.home, ledger.TAKEN, entry.submission.id, job=found[name])
+        elif entry.answer is None:
+            ledger.record(plan.home, ledger.VOID, entry.submission.id)
+    return plan
+
+
+def _requests(asked: Mapping[str, tuple[Launcher, dict[str, Any]]]) -> dict[str, _Request]:
+    """Return what each run asks for, by signature; runs that ask for the same share one object."""
+    built: dict[tuple[Launcher, str], _Request] = {}
+    texts = {name: (to, json.dumps(node, sort_keys=True)) for name, (to, node) in asked.items()}
+    for name, (launcher, node) in asked.items():
+        if texts[name] not in built:
+            built[texts[name]] = _Request(launcher, cluster(launcher.cluster_type, node))
+    return {name: built[text] for name, text in texts.items()}
+
+
+def _planned(
+    plan: Plan, state: RunState, exclude_nodes: Sequence[str]
+) -> tuple[Launcher, dict[str, Any]]:
+    """Return the launcher and the ``cluster`` node that a run was planned with."""
+    composed = plan.composed(state.run)
+    launcher: Launcher = get_class(str(composed.hydra.launcher._target_))
+    node = dict(composed.resolved.get("cluster") or {})
+    if exclude_nodes and launcher.is_detached:
+        given = [str(node["exclude"])] if node.get("exclude") else []
+        node["exclude"] = ",".join([*given, *exclude_nodes])
+    return launcher, node
+
+
+def _grouped(wanted: Sequence[RunState], requests: Mapping[str, _Request]) -> _Groups:
+    """Return the runs by what they ask for, in the order in which each is asked for first."""
+    groups: dict[int, tuple[_Request, list[RunState]]] = {}
+    for state in wanted:
+        request = requests[state.run.signature]
+        groups.setdefault(id(request), (request, []))[1].append(state)
+    return list(groups.values())
+
+
+def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[RunState]]:
+    """Return the states of the runs asked for, and of those among them to submit."""
+    surveyed = states.survey(plan, states.queue_of(plan))
+    asked = [surveyed[index] for index in indices]
+    return asked, [state for state in asked if state.is_wanted]
+
+
+@dataclass(frozen=True)
+class _Division:
+    """Runs as the arrays that do them."""
+
+    submissions: list[tuple[_Request, Submission]]
+    waiting: int
+    """Runs for which the cluster has no room until others have ended."""
+    limits: list[str]
+    """What keeps them, or workers, out, in SLURM's words."""
+
+
+def _divided(groups: _Groups, code: str) -> _Division:
+    git, launch = provenance.git_state(), secrets.token_hex(4)
+    limits: Limits | None = None
+    found: list[tuple[_Request, Submission]] = []
+    cuts: dict[str, None] = {}
+    for request, runs in groups:
+        attempts = [(state.run.index, state.attempts + 1) for state in runs]
+        shares = [request.launcher.share(request.cluster, attempts)]
+        if isinstance(request.cluster, SlurmCluster):
+            limits = limits or read_limits()
+            shares, cut = limits.fit(request.cluster, shares[0])
+            cuts |= {cut.name: None} if cut else {}
+        for share in shares:
+            one = Submission(secrets.token_hex(4), share, code, str(Path.cwd()), git, launch)
+            found.append((request, one))
+    handed = sum(len(submission.share.runs) for _, submission in found)
+    return _Division(found, sum(len(runs) for _, runs in groups) - handed, list(cuts))
+
+
+def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
+    """Submit the wanted runs; return the scheduler's job ids.
+
+    Raises:
+        ClusterError: the scheduler refused, or has no room for all of them.
+    """
+    code = freeze(plan.home, names=plan.tasks)
+    total = sum(len(runs) for _, runs in groups)
+    division = _divided(groups, code)
+    jobs: list[str] = []
+    done = 0
+
+    def submitted() -> str:
+        named = f" as job {', '.join(jobs)}" if jobs else ""
+        return f"{done} of {total} runs were submitted{named}"
+
+    for request, submission in division.submissions:
+        submission.write(plan.home)
+        ledger.record(plan.home, "intent", submission.id)
+        try:
+            answer = request.launcher.submit(request.cluster, plan, submission)
+        except ClusterError as error:
+            if not isinstance(error, scheduler.Unanswered):
+                ledger.record(plan.home, "refused", submission.id, reason=str(error))
+            raise ClusterError(f"{error}; {submitted()}; launch again to submit the rest") from None
+        ledger.record(plan.home, ledger.TAKEN, submission.id, **answer)
+        jobs.append(str(answer.get("job", submission.id)))
+        done += len(submission.share.runs)
+    if division.waiting:
+        raise ClusterError(
+            f"{', '.join(division.limits)}: {submitted()}; launch again when some have ended to "
+            f"submit the other {division.waiting}"
+        )
+    if division.limits:
+        display.err.print(f"fewer workers than asked for: {', '.join(division.limits)}")
+    return jobs
+
+
+def _released(
+    plan: Plan,
+    asked: Sequence[RunState],
+    wanted: Sequence[RunState],
+    jobs: Sequence[str],
+    launchers: Sequence[Launcher],
+) -> int:
+    """Say what was submitted; follow what runs on this machine. Return the exit code."""
+    if any(launcher.is_detached for launcher in launchers):
+        display.submitted(plan, len(wanted), jobs)
+    if all(launcher.is_detached for launcher in launchers):
+        return 0
+    if not wanted and all(state.state in DONE for state in asked):
+        return 0
+    return local.follow(plan, [state.run.index for state in asked])
+
+
+def _require_writable(root: Path) -> None:
+    there = root.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"can't write {root}: {there} is not a writable directory")

@@ -1,0 +1,1 @@
+"""From points to planned runs: composed, checked, named and signed."""

@@ -1,0 +1,108 @@
+"""The functions that a config names: ``task`` does a run's work, ``check`` looks at its config.
+
+    task:  package.module.function(config: dict, run: rundir.Run) -> None
+    check: package.module.function(config: dict) -> None, raises rundir.UserError; optional. If it
+           has a parameter world_size, it is told how many processes the run will have.
+
+``check`` is called at launch, on the login node, for every run; it must not import heavy packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rundir import UserError
+from sweeps.planning.identity import task_config
+
+
+def load(dotted: object, key: str) -> Callable[..., Any]:
+    """Import the function with this dotted name.
+
+    Args:
+        dotted: ``package.module.function``.
+        key: the config key that names it, for messages.
+    """
+    if not isinstance(dotted, str) or "." not in dotted:
+        raise UserError(
+            f"{key} = {dotted!r}; must be a dotted name such as package.module.function"
+        )
+    module_name, _, name = dotted.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{key} = {dotted}; there is no module {error.name}") from None
+    except AttributeError:
+        raise UserError(f"{key} = {dotted}; module {module_name} has no {name}") from None
+    if not callable(function):
+        raise UserError(f"{key} = {dotted}; must be a function, is a {type(function).__name__}")
+    checked: Callable[..., Any] = function
+    return checked
+
+
+def check(resolved: Mapping[str, Any]) -> None:
+    """Let the task look at a run's config before anything is submitted or written.
+
+    Raises:
+        UserError: what the task's check says.
+    """
+    if resolved.get("check") is not None:
+        function = load(resolved["check"], "check")
+        cluster = resolved.get("cluster") or {}
+        shape = [cluster.get(name) for name in ("nodes", "tasks_per_node")]
+        more = {}
+        if _takes_world_size(function):
+            more["world_size"] = math.prod(n for n in shape if isinstance(n, int))
+        function(task_config(resolved), **more)
+    _check_exists(resolved.get("task"))
+
+
+def origin(dotted: str) -> tuple[Path, str] | None:
+    """Return the directory that a task's top-level package or module lies in, and its name.
+
+    None for what is installed: its version is on record, its files stay as they are. Imports
+    nothing.
+    """
+    package, *rest = dotted.split(".")[:-1] or [""]
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations is None:
+        folders = [Path(spec.origin)] if spec.has_location and spec.origin else []
+    else:
+        folders = [Path(folder) for folder in spec.submodule_search_locations]
+    if rest:  # a namespace package may lie in several directories
+        holding = [f for f in folders if (f / rest[0]).is_dir() or (f / f"{rest[0]}.py").is_file()]
+        folders = holding or folders
+    place = folders[0].parent.resolve() if folders else None
+    return None if place is None or _is_installed(place) else (place, package)
+
+
+def _is_installed(place: Path) -> bool:
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    return not {"site-packages", "dist-packages"}.isdisjoint(place.parts) or place == library
+
+
+@lru_cache
+def _takes_world_size(check: Callable[..., Any]) -> bool:
+    return "world_size" in inspect.signature(check).parameters
+
+
+@lru_cache
+def _check_exists(dotted: object) -> None:
+    """Look whether the task is there, importing its module only if it is in memory already."""
+    module, _, _ = dotted.rpartition(".") if isinstance(dotted, str) else ("", "", "")
+    try:
+        is_there = bool(module) and importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        is_there = False
+    if not is_there or module in sys.modules:
+        load(dotted, "task")

@@ -1,0 +1,218 @@
+"""A worker: one element of a submission, carrying out one run or draining the sweep.
+
+    python -m sweeps.work.worker SWEEP_DIR SUBMISSION [--element I]
+
+It verifies the frozen code it runs from, imports the task once, and forks a process for each run,
+so that a run that crashes takes nobody along. Asked to stop, it passes that on to its runs, waits
+for their checkpoints, and has SLURM begin it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from rundir import ENDED, OptsweepError, State, UserError, exit_code_of, read_status
+from rundir.files import write_status
+from sweeps.cluster import cores, requeue
+from sweeps.planning.plan import Plan
+from sweeps.records import freeze, provenance
+from sweeps.records.failures import FAILURES, Failures
+from sweeps.records.ledger import LOCAL, Note, Share, Submission
+from sweeps.records.owners import myself
+from sweeps.work import warmup
+from sweeps.work.backlog import Backlog
+from sweeps.work.deadline import Deadline
+from sweeps.work.execution import STOP_SIGNALS, end_of_killed, signals_blocked
+from sweeps.work.follower import Follower
+from sweeps.work.leader import Leader
+from sweeps.work.process import be_the_run
+from sweeps.work.ranks import ALONE, Task, address_file
+from sweeps.work.slots import Attempt, Slots
+
+
+class Worker:
+    """Works through its share of a submission; see the module's text."""
+
+    def __init__(
+        self, plan: Plan, submission: Submission, element: int, leader: Leader | None = None
+    ) -> None:
+        """Take an element's share; with a leader, which this worker then is, of several tasks."""
+        self.plan = plan
+        self.submission = submission
+        self.share = submission.share
+        self.element = element
+        self.stopped: str | None = None
+        """Name of the signal that asked this worker to stop."""
+        self.began = 0
+        """Runs that it has begun."""
+        self._slots = Slots(self.share.slots, self.share.runs_per_gpu)
+        self._deadline = Deadline.of(self.share)
+        self._backlog = Backlog(plan, submission, element, myself(requeue.this_element()))
+        self._failures = Failures(plan.home, submission.launch or submission.id, self.share.rules)
+        self._interrupted: list[Attempt] = []
+        self._leader = leader
+
+    def work(self) -> int:
+        """Carry out runs until none is left; return how many attempts ended badly."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+        self.submission.retract(self.plan.home, Note.REQUEUED, self.element)
+        warmup.warm_up(self.plan, self.share)
+        if self._leader is not None:
+            self._leader.gather(lambda: self.stopped is not None)
+        bad = 0
+        self._fill()
+        while not self._slots.is_empty:
+            attempt, wait_status = self._slots.wait(self._watch if self._leader else None)
+            bad += wait_status != 0
+            self._settle(attempt, wait_status)
+            self._fill()
+        halt = self._refusal()
+        if halt is not None:
+            self._leave(halt)
+        return bad
+
+    def _fill(self) -> None:
+        """Begin runs until every slot has one, none is left, or none may be begun."""
+        while not self._slots.is_full and self._refusal() is None:
+            # Blocked from the claim to the fork, a stop signal waits until there is a run to tell.
+            with signals_blocked():
+                is_stopped = self.stopped or signal.sigpending() & set(STOP_SIGNALS)
+                taken = None if is_stopped else self._backlog.take()
+                if taken is not None:
+                    run, number = taken
+                    self.plan.directory(run).mkdir(parents=True, exist_ok=True)
+                    leader = self._leader
+                    place = leader.announce(run.index, number) if leader else ALONE
+                    be = partial(be_the_run, self.plan, self.submission, place=place)
+                    self._slots.start(run, number, be)
+                    self.began += 1
+            if taken is None:
+                return
+
+    def _refusal(self) -> str | None:
+        """Return why no further run is begun; None while one may be."""
+        if self.stopped is not None:
+            return f"the worker was stopped by {self.stopped}"
+        if self._leader is not None and self._leader.is_alone:
+            return "another of the element's tasks is gone"
+        return self._failures.refusal() or self._deadline.refusal()
+
+    def _settle(self, attempt: Attempt, wait_status: int) -> None:
+        """See to the record of a run whose process has ended, and to what comes of it."""
+        directory = self.plan.directory(attempt.run)
+        status = read_status(directory)
+        if status is None or status.attempt != attempt.number or status.state not in ENDED:
+            status = end_of_killed(status, attempt.number, wait_status)
+            write_status(directory, status)
+        if self._leader is not None:
+            judged = self._leader.verdict(status)
+            if judged != status:
+                status = judged
+                write_status(directory, status)
+        self._deadline.learn(self.plan, attempt.run, status)
+        if status.state is State.PREEMPTED and self.stopped is not None:
+            self._interrupted.append(attempt)
+        elif self._backlog.refusal(attempt, status.state) is None:
+            self._backlog.put_back(attempt)
+        elif status.state in FAILURES:
+            self._failures.add(attempt.run.index)
+
+    def _leave(self, halt: str) -> None:
+        """Have SLURM begin this element again if there is reason to; where it does not, say so.
+
+        Args:
+            halt: why this worker begins no more runs.
+        """
+        is_time = self.stopped is None or self._deadline.is_here
+        cause = State.TIMEOUT if is_time else State.PREEMPTED
+        over = {a: self._backlog.refusal(a, cause) for a in self._interrupted}
+        self._tell({attempt: why for attempt, why in over.items() if why})
+        unbegun = self._backlog.unbegun()
+        # A worker that came to nothing before its time limit would come to nothing again.
+        goes_on = unbegun and self.share.rules.covers(cause) and (self.stopped or self.began)
+        if None in over.values() or goes_on:
+            denial = self._failures.refusal() or requeue.requeue(
+                self.submission, self.plan.home, self.element
+            )
+            if denial is None:
+                return
+            self._tell({attempt: denial for attempt, why in over.items() if why is None})
+        if unbegun:
+            said = f"not started: {halt}"
+            self.submission.note(self.plan.home, Note.UNSTARTED, self.element, said)
+
+    def _tell(self, denials: Mapping[Attempt, str]) -> None:
+        """Record why runs that were interrupted are not requeued."""
+        for attempt, why in denials.items():
+            directory = self.plan.directory(attempt.run)
+            status = read_status(directory)
+            if status is not None and self.share.backend != LOCAL:
+                told = replace(status, reason=f"{status.reason}; not requeued: {why}")
+                write_status(directory, told)
+
+    def _watch(self) -> None:
+        """Hear how the other tasks fare; see the leader's."""
+        if self._leader is not None:
+            self._leader.watch(lambda: self._slots.tell(signal.SIGKILL))
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.stopped = signal.Signals(number).name
+        self._slots.tell(number)
+
+
+def _wait_for_place(share: Share) -> None:
+    """Wait until this machine has the cores, and a GPU, for one more worker."""
+    names = cores.core_names()
+    cores.acquire(names, min(len(names), (share.threads or 1) * share.slots))
+    if share.gpus:
+        device = cores.acquire([f"gpu-{name}" for name in share.gpus], 1)[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("gpu-")
+
+
+def main() -> int:
+    """Run a worker from the command line that the submission wrote."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.work.worker", description=__doc__)
+    parser.add_argument("sweep_dir", type=Path)
+    parser.add_argument("submission")
+    parser.add_argument("--element", type=int)
+    arguments = parser.parse_args()
+    plan = Plan.read(arguments.sweep_dir)
+    submission = plan and Submission.read(plan.home, arguments.submission)
+    if not plan or not submission:
+        raise UserError(f"{arguments.sweep_dir} holds no submission {arguments.submission}")
+    element = arguments.element
+    if element is None:
+        element = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    try:
+        freeze.verify(provenance.PROJECT_ROOT)
+        sys.path[1:1] = freeze.task_places(provenance.PROJECT_ROOT)
+        os.chdir(submission.cwd)
+    except (OptsweepError, OSError) as error:
+        submission.note(plan.home, Note.FAILED, element, str(error))
+        raise
+    if submission.share.backend == LOCAL:
+        _wait_for_place(submission.share)
+    task = Task.here(submission)
+    if task.size == 1:
+        return 1 if Worker(plan, submission, element).work() else 0
+    meeting = address_file(submission, plan.home, element)
+    if task.rank:
+        return Follower(plan, submission, task, meeting).work()
+    leader = Leader(task, meeting)
+    try:
+        return 1 if Worker(plan, submission, element, leader).work() else 0
+    finally:
+        leader.dismiss()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
