@@ -32,6 +32,7 @@ from sweeps.cluster.clusters import (
     rules_of,
     submitit_parameters,
 )
+from sweeps.cluster.intents import job_name
 from sweeps.records import freeze, owners
 from sweeps.records.ledger import LOCAL, SLURM, Share, Submission
 
@@ -222,11 +223,6 @@ def sbatch(executor: Any, command: str) -> str:
             raise ClusterError(said) from None
         silence = said or f"sbatch gave no answer within {SBATCH_S} s"
         raise scheduler.Unanswered(f"{silence}; whether it took the job is looked up") from None
-
-
-def job_name(sweep: str, submission: str) -> str:
-    """Return the name a submission's job bears in squeue; it carries the submission's id."""
-    return f"{sweep}.{submission}"
 
 
 def _worker_command(plan: Plan, submission: Submission, more: Sequence[str]) -> str:

@@ -20,7 +20,8 @@ from hydra.utils import get_class
 from rundir import DONE, ClusterError, UserError
 from sweeps.cluster import scheduler
 from sweeps.cluster.clusters import Cluster, SlurmCluster, cluster
-from sweeps.cluster.launchers import LocalLauncher, SlurmLauncher, job_name
+from sweeps.cluster.intents import settle_locked
+from sweeps.cluster.launchers import LocalLauncher, SlurmLauncher
 from sweeps.cluster.limits import Limits, read_limits
 from sweeps.follow import display, local, states
 from sweeps.follow.states import RunState
@@ -28,7 +29,7 @@ from sweeps.launch.preview import Array, DryRun, Preview
 from sweeps.planning.plan import Candidate, Plan
 from sweeps.records import ledger, provenance
 from sweeps.records.freeze import freeze, present_hash
-from sweeps.records.ledger import SLURM, Submission
+from sweeps.records.ledger import Submission
 
 Launcher: TypeAlias = LocalLauncher | SlurmLauncher | type[LocalLauncher] | type[SlurmLauncher]
 
@@ -133,25 +134,11 @@ def preview(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> 
 def _settled(plan: Plan) -> Plan:
     """Return the plan as it is on disk, after asking SLURM for what became of its intents.
 
-    An intent is without an answer where the launcher died before it could note the job's id.
-
     Raises:
         ClusterError: SLURM does not answer; nothing is decided then.
     """
     plan = Plan.read(plan.root) or plan
-    entries = {
-        job_name(plan.sweep, entry.submission.id): entry
-        for entry in ledger.entries(plan.home)
-        if entry.answer in {None, ledger.VOID} and entry.submission.share.backend == SLURM
-    }
-    if not entries:
-        return plan
-    found = scheduler.jobs_named(entries, min(entry.intended_at for entry in entries.values()))
-    for name, entry in entries.items():
-        if name in found:
-            ledger.record(plan.home, ledger.TAKEN, entry.submission.id, job=found[name])
-        elif entry.answer is None:
-            ledger.record(plan.home, ledger.VOID, entry.submission.id)
+    settle_locked(plan)
     return plan
 
 
