@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from rundir import DONE, State
 from sweeps.cluster.scheduler import Queue, UnknownQueue
-from sweeps.records.ledger import Entry, Note
+from sweeps.records.ledger import Note, Share
 
 _QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 """squeue's words for an element that waits; what ran in it before is over."""
@@ -16,28 +16,27 @@ _ENDING = "COMPLETING"
 
 
 def next_job(
-    entry: Entry,
-    place: int,
+    share: Share,
     made: int,
     state: State,
     job: str | None,
     queue: Queue | None,
     notes: Callable[[], Mapping[tuple[Note, int], str]],
+    live_worker: Callable[[], str | None],
 ) -> str | None:
     """Return the live job that will go on with the run; None if none will.
 
     Args:
-        entry: the submission that the attempt belongs to.
-        place: the run's place in it.
+        share: that the attempt belongs to.
         made: times that it was begun again there.
         state: of the attempt: running as far as its claim tells, lost, or how it ended.
         job: the element that worked on it; None for local workers.
         queue: what squeue shows.
         notes: reads what the submission's workers left word of.
+        live_worker: returns the live job that will get to the run, if any.
     """
     if state in DONE or isinstance(queue, UnknownQueue):
         return None
-    share = entry.submission.share
     here = queue.get(job) if queue is not None and job is not None else None
     refused = state is State.RUNNING or share.rules.refusal(state, made) is not None
     if job is not None and here is not None:
@@ -53,5 +52,5 @@ def next_job(
     if refused:
         return None
     if share.drain:
-        return entry.live_job(place, queue)
+        return live_worker()
     return job if here is not None else None

@@ -6,7 +6,8 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cached_property
+from pathlib import Path
 from typing import TypeAlias
 
 from rundir import DONE, ENDED, ClusterError, State, Status
@@ -70,7 +71,7 @@ def survey(
         accounting: asked how jobs ended that neither the runs' records nor squeue tell of.
     """
     held = claims.attempts(plan.claims)
-    handed = _handed_over(plan, ledger.entries(plan.home) if entries is None else entries)
+    handed = _handed_over(plan, ledger.entries(plan.home) if entries is None else entries, queue)
     records = Records(plan) if records is None else records
     states = [
         _present(run, held.get(str(run.index), 0), handed.get(run.index), queue, records)
@@ -194,22 +195,44 @@ def queue_of(plan: Plan, entries: Sequence[Entry] | None = None) -> Queue | None
     return scheduler.queue(plan.home.stat().st_uid)
 
 
+class _Handed:
+    """A submission as one survey sees it: what holds for all its runs is found out once."""
+
+    def __init__(self, entry: Entry, home: Path, queue: Queue | None) -> None:
+        self.entry = entry
+        self.share = entry.submission.share
+        self._home = home
+        self._queue = queue
+
+    @cached_property
+    def notes(self) -> Mapping[tuple[Note, int], str]:
+        """What the workers left word of."""
+        return self.entry.submission.notes(self._home)
+
+    @cached_property
+    def _first_notes(self) -> Mapping[Note, str]:
+        return {kind: reason for (kind, _), reason in reversed(self.notes.items())}
+
+    @cached_property
+    def _live_worker(self) -> str | None:
+        return self.entry.live_job(0, self._queue)
+
+    def note(self, kind: Note, place: int) -> str | None:
+        """Return what a worker that was to do the run said of it; None if it said nothing."""
+        return self._first_notes.get(kind) if self.share.drain else self.notes.get((kind, place))
+
+    def live_job(self, place: int) -> str | None:
+        """Return the live job that will get to the run; None if none will."""
+        return self._live_worker if self.share.drain else self.entry.live_job(place, self._queue)
+
+
 @dataclass(frozen=True)
 class _HandedOver:
     """The last submission that holds a run."""
 
-    entry: Entry
+    by: _Handed
     place: int
     attempt: int
-    notes: Callable[[], Mapping[tuple[Note, int], str]]
-    """Reads what the submission's workers left word of, once a survey."""
-
-    def note(self, kind: Note) -> str | None:
-        """Return what a worker that was to do the run said of it; None if it said nothing."""
-        for (found, element), reason in self.notes().items():
-            if found is kind and (self.entry.submission.share.drain or element == self.place):
-                return reason
-        return None
 
     def next_job(
         self, state: State, attempt: int, job: str | None, queue: Queue | None
@@ -218,33 +241,35 @@ class _HandedOver:
         if attempt < self.attempt or state in DONE or state is State.PLANNED:
             return None
         return onward.next_job(
-            self.entry,
-            self.place,
+            self.by.share,
             attempt - self.attempt,
             state,
             job,
             queue,
-            self.notes,
+            lambda: self.by.notes,
+            lambda: self.by.live_job(self.place),
         )
 
     @property
     def job(self) -> str | None:
         """The array element that was to do the run; None where it can't be told."""
-        share = self.entry.submission.share
-        return None if self.entry.job is None or share.drain else f"{self.entry.job}_{self.place}"
+        array = self.by.entry.job
+        return None if array is None or self.by.share.drain else f"{array}_{self.place}"
 
 
 _UNEXPLAINED = (State.LOST, State.PLANNED)
 """States in which a run's job may tell what happened."""
 
 
-def _handed_over(plan: Plan, entries: Sequence[Entry]) -> dict[int, _HandedOver]:
+def _handed_over(
+    plan: Plan, entries: Sequence[Entry], queue: Queue | None
+) -> dict[int, _HandedOver]:
     found = {}
     for entry in entries:
         if entry.answer == ledger.TAKEN:
-            notes = cache(partial(entry.submission.notes, plan.home))
-            for place, (index, attempt) in enumerate(entry.submission.share.runs):
-                found[index] = _HandedOver(entry, place, attempt, notes)
+            by = _Handed(entry, plan.home, queue)
+            for place, (index, attempt) in enumerate(by.share.runs):
+                found[index] = _HandedOver(by, place, attempt)
     return found
 
 
@@ -257,21 +282,22 @@ def _state(
 ) -> RunState:
     attempts = attempts_of(claim, status)
     if handed is not None and handed.attempt > attempts:
-        waiting = handed.entry.live_job(handed.place, queue)
+        waiting = handed.by.live_job(handed.place)
         if waiting is not None:
             element = queue[waiting] if queue is not None and waiting in queue else None
             why, node = (element.why, element.node) if element else (None, None)
             return RunState(run, State.PENDING, attempts, status, why, waiting, node)
-        unstarted = handed.note(Note.UNSTARTED)
+        unstarted = handed.by.note(Note.UNSTARTED, handed.place)
         if unstarted is not None and attempts == 0:
             return RunState(run, State.PLANNED, 0, reason=unstarted)
-        failure = handed.note(Note.FAILED)
+        failure = handed.by.note(Note.FAILED, handed.place)
         if failure is not None:
             ended = queue.endings.get(handed.job or "") if queue is not None else None
             node = ended.node if ended else None
             return RunState(run, State.LOST, attempts, status, failure, node=node)
         if claim is None and status is None:
-            why = f"job {handed.entry.job} ended before the run began" if handed.entry.job else None
+            array = handed.by.entry.job
+            why = f"job {array} ended before the run began" if array else None
             return RunState(run, State.PLANNED, 0, reason=why, job=handed.job)
     state, reason = standing(claim, status, queue)
     job = claim.owner.job if claim else status.job if status else None

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from rundir import ENDED, State, Status
 from rundir.files import write_status
+from sweeps.cluster.scheduler import Element, Queue
 from sweeps.follow import states
 from sweeps.follow.states import Records
-from sweeps.records import claims
+from sweeps.records import claims, ledger
+from sweeps.records.ledger import Share, Submission
 from sweeps.records.owners import Owner, myself
 
 
@@ -278,3 +280,44 @@ def test_a_second_survey_reads_only_what_has_changed(make_sweep, monkeypatch):
     found = states.survey(sweep.plan, records=records)
     assert len(read) == 4
     assert [s.state for s in found] == [State.COMPLETED, State.FAILED, State.COMPLETED]
+
+
+def test_a_survey_asks_once_a_submission_what_holds_for_all_its_runs(sweep_of_a_drain, monkeypatch):
+    """Asked once a run, 10,000 notes and 1000 workers would make a status take seconds."""
+    asked = []
+    real = ledger.Entry.live_job
+    monkeypatch.setattr(
+        ledger.Entry, "live_job", lambda *of: asked.append("job") or real(*of), raising=True
+    )
+    reading = ledger.Submission.notes
+    monkeypatch.setattr(
+        ledger.Submission, "notes", lambda *of: asked.append("notes") or reading(*of)
+    )
+    waiting = states.survey(sweep_of_a_drain.plan, Queue({"12_7": Element("RUNNING")}))
+    assert {s.job for s in waiting} == {"12_7"}
+    assert asked == ["job"]
+    handed_back = states.survey(sweep_of_a_drain.plan, Queue())
+    assert {s.reason for s in handed_back} == {"not started: time is up"}
+    assert asked == ["job", "job", "notes"]
+
+
+@pytest.fixture
+def sweep_of_a_drain(make_sweep):
+    """A sweep of 30 runs that 8 workers drain; one has left word."""
+    sweep = make_sweep(runs=30)
+    runs = tuple((run.index, 1) for run in sweep.plan.runs)
+    drain = Submission("abc", Share("slurm", runs, 8, drain=True, threads=1), "hash", "/")
+    drain.write(sweep.plan.home)
+    drain.note(sweep.plan.home, ledger.Note.UNSTARTED, 3, "not started: time is up")
+    ledger.record(sweep.plan.home, "job", "abc", job="12")
+    return sweep
+
+
+def test_a_note_is_about_the_run_of_the_element_that_left_it(make_sweep):
+    sweep = make_sweep(runs=3)
+    sweep.hand_over()
+    (entry,) = ledger.entries(sweep.plan.home)
+    entry.submission.note(sweep.plan.home, ledger.Note.UNSTARTED, 1, "not started: time is up")
+    found = [s.reason for s in states.survey(sweep.plan, Queue(), accounting=lambda _: {})]
+    gone = "job 12 ended before the run began"
+    assert found == [gone, "not started: time is up", gone]
