@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from rundir import DONE, UserError, read_status
-from rundir.files import MULTIRUN, OUTPUTS
+from rundir.files import MULTIRUN
 from sweeps.commands import changes, comparison
 from sweeps.commands.changes import Changes
 from sweeps.commands.comparison import RTOL, Verdict
@@ -25,7 +25,7 @@ from sweeps.commands.saved import Saved
 from sweeps.follow import display
 from sweeps.launch import submission
 from sweeps.launch.entry import is_setting
-from sweeps.launch.single import carry_out, job_of
+from sweeps.launch.single import carry_out, job_of, new_directory
 from sweeps.planning import tasks
 from sweeps.planning.composition import Composed
 from sweeps.planning.plan import Plan, candidates
@@ -93,8 +93,9 @@ def _say(verdict: Verdict) -> None:
 
 def _here(saved: Saved, composed: Composed, found: Changes, how: How) -> int:
     """Run it in the foreground."""
-    directory = _new_directory(_outputs(composed.resolved), saved.directory)
-    job = job_of(composed, directory, rerun_of=str(saved.directory))
+    directory = _created(new_directory(composed))
+    job = job_of(composed, directory)
+    job = replace(job, name=directory.name, rerun_of=str(saved.directory))
     with _as_a_job(composed):
         code = carry_out(job, threads=saved.attempt.get("threads"))
     status = read_status(directory)
@@ -137,7 +138,7 @@ def _submit(saved: Saved, composed: Composed, overrides: Sequence[str], how: How
     if not getattr(launcher, "is_detached", False):
         raise UserError("--cluster: the run's config names no cluster; add cluster=slurm")
     paths = composed.resolved.get("paths") or {}
-    root = _new_directory(Path(paths.get("multirun") or MULTIRUN), saved.directory)
+    root = _created(Path(paths.get("multirun") or MULTIRUN) / new_directory(composed).name)
     settings = [text for text in overrides if is_setting(text)]
     task = [text for text in overrides if not is_setting(text)]
     plan = Plan(root.name, root, rerun_of=str(saved.directory))
@@ -156,17 +157,13 @@ def _submit(saved: Saved, composed: Composed, overrides: Sequence[str], how: How
     return code
 
 
-def _outputs(resolved: Mapping[str, Any]) -> Path:
-    paths = resolved.get("paths") or {}
-    return Path(paths.get("outputs") or OUTPUTS) / (paths.get("group") or "")
-
-
-def _new_directory(parent: Path, run_dir: Path) -> Path:
-    """Create ``<parent>/<name>-rerun-<n>`` for the first ``n`` that is free."""
-    name = run_dir.resolve().name
+def _created(original: Path) -> Path:
+    """Create the directory ``<original>-rerun-<n>`` for the first ``n`` that is free."""
+    parent = original.parent
     for n in itertools.count(1):
+        again = parent / f"{original.name}-rerun-{n}"
         try:
-            (parent / f"{name}-rerun-{n}").mkdir(parents=True)
+            again.mkdir(parents=True)
         except FileExistsError:
             if not parent.is_dir():
                 raise UserError(f"can't write {parent}: it is not a directory") from None
@@ -174,4 +171,4 @@ def _new_directory(parent: Path, run_dir: Path) -> Path:
         except OSError as error:
             raise UserError(f"can't write {parent}: {error.strerror}") from None
         break
-    return parent / f"{name}-rerun-{n}"
+    return again

@@ -49,13 +49,35 @@ def run_one(
     return carry_out(job, threads=None)
 
 
-def job_of(composed: Composed, directory: Path | None = None, **more: Any) -> Job:
-    """Return the job of a run outside any sweep."""
+def job_of(composed: Composed, directory: Path | None = None) -> Job:
+    """Return the job of a run outside any sweep.
+
+    A directory of its group that holds this very run counts, whatever words it is named by. Cost: a
+    listing of the group's directory.
+    """
     signed = identity.signature(composed.resolved)
-    name, relative = place(composed.resolved, _varying(composed), signed)
+    fresh = new_directory(composed)
+    where = directory or _holding(fresh, signed)
+    name = fresh.name if directory else where.name
+    return Job(composed, where, name, signed, git=provenance.git_state())
+
+
+def new_directory(composed: Composed) -> Path:
+    """Return the directory that a run outside any sweep gets where none holds it yet."""
+    signed = identity.signature(composed.resolved)
     outputs = (composed.resolved.get("paths") or {}).get("outputs") or OUTPUTS
-    where = directory or Path(outputs) / relative
-    return Job(composed, where, name, signed, git=provenance.git_state(), **more)
+    return Path(outputs) / place(composed.resolved, _varying(composed), signed)[1]
+
+
+def _holding(fresh: Path, signed: str) -> Path:
+    """Return the directory beside ``fresh`` that holds the run; ``fresh`` itself if none does.
+
+    Repetitions count for nothing: their names do not end in the signature.
+    """
+    for found in (fresh, *sorted(fresh.parent.glob(f"*-{signed[: identity.SHORT_SIGNATURE]}"))):
+        if (read_json(found / RUN_FILE) or {}).get("signature") == signed:
+            return found
+    return fresh
 
 
 def carry_out(job: Job, threads: int | None) -> int:
@@ -118,7 +140,7 @@ def _next_attempt(job: Job) -> tuple[int | None, str]:
 
 
 def _varying(composed: Composed) -> dict[str, Any]:
-    """Return what the user changed, for the run's name."""
+    """Return what the user changed, for the run's name; sorted, as its order means nothing."""
     changed = {}
     for text in composed.overrides:
         override = parse(text)
@@ -126,4 +148,4 @@ def _varying(composed: Composed) -> dict[str, Any]:
             key = override.key_or_group
             if key.split(".")[0] not in identity.ENGINE_KEYS | UNSIGNED_KEYS:
                 changed[key] = override.value()
-    return changed
+    return dict(sorted(changed.items()))

@@ -47,6 +47,16 @@ def test_shows_what_changed_and_verify_names_the_first_difference(shell, origina
     )
 
 
+def test_a_rerun_bears_one_name_which_ends_in_its_own_signature(shell, original):
+    done = shell("-m", "sweeps", "rerun", str(original), f"{LR}=0.03")
+    (again,) = reruns(shell)
+    record = json.loads((again / "run.json").read_text())
+    assert again.name == f"lr-0.03-max_steps-3-{record['signature'][:6]}-rerun-1"
+    assert record["name"] == again.name
+    assert f"new run: {again.relative_to(shell.cwd)}\n" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{again.name}  completed 3/3")
+
+
 def test_composes_from_the_config_directory_and_the_config_that_were_saved(shell, toy):
     (shell.cwd / "mine" / "optimizer").mkdir(parents=True)
     (shell.cwd / "mine" / "optimizer" / "my.yaml").write_text(
@@ -92,7 +102,7 @@ def test_promise_04_what_differs_from_the_saved_run_is_shown_before_it_starts(sh
     frozen = next((shell.cwd / "multirun/s/.sweep/code").iterdir())
     (frozen / "launch.py").write_text("# another\n")
     (frozen / "gone.py").write_text("")
-    (frozen / "sweeps" / "plan.py").unlink()
+    (frozen / "sweeps" / "planning" / "plan.py").unlink()
     record = json.loads((original / "run.json").read_text())
     attempt = {**record["attempts"][0], "gpus": ["NVIDIA H200"], "cpu": "Abacus", "threads": 9999}
     packages = {**record["packages"], "torch": "0.1"}

@@ -1,8 +1,11 @@
 """One run, here."""
 
 import json
+import shutil
 import signal
 import time
+
+from sweeps.launch.single import job_of, new_directory
 
 
 def run_dir(shell):
@@ -85,3 +88,63 @@ def test_a_completed_run_stays_completed_when_its_claim_is_lost(shell, toy):
     before = (run_dir(shell) / "metrics.jsonl").read_bytes()
     assert "already completed" in shell("launch", *toy).stderr
     assert (run_dir(shell) / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_is_found_again_in_whatever_order_it_is_typed_and_with_defaults_spelt_out(shell, toy):
+    shell("launch", *toy, "seed=5")
+    for words in (("seed=5", *toy), (*toy, "seed=5", "device=auto")):
+        assert "already completed" in shell("launch", *words).stderr
+    assert len(list((shell.cwd / "outputs").rglob("run.json"))) == 1
+
+
+def composed(**config):
+    from omegaconf import OmegaConf
+
+    from sweeps.planning.composition import Composed
+
+    node = OmegaConf.create({"paths": {"outputs": "out", "group": "g", "run_name": None}, **config})
+    words = tuple(f"{key}={value}" for key, value in config.items())
+    return Composed(words, (), node, OmegaConf.to_container(node), OmegaConf.create())
+
+
+def test_only_a_directory_of_the_very_signature_is_the_runs_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = composed(seed=5)
+    fresh = new_directory(run)
+    signed = job_of(run).signature
+    others = {f"a-{signed[:6]}": "another", f"{fresh.name}-rerun-1": signed, "b-000000": signed}
+    for name, held in others.items():
+        (fresh.parent / name).mkdir(parents=True)
+        (fresh.parent / name / "run.json").write_text(json.dumps({"signature": held}))
+    (fresh.parent / f"c-{signed[:6]}").mkdir()
+    assert job_of(run).directory == fresh
+    (fresh.parent / f"c-{signed[:6]}" / "run.json").write_text(json.dumps({"signature": signed}))
+    assert job_of(run).directory.name == job_of(run).name == f"c-{signed[:6]}"
+
+
+def test_the_order_of_the_words_does_not_change_a_new_runs_name():
+    assert new_directory(composed(seed=5, lr=1)).name == new_directory(composed(lr=1, seed=5)).name
+
+
+def test_promise_10_runs_that_share_a_name_never_share_a_directory(shell, toy):
+    """Launched at the same time with the same ``paths.run_name``."""
+    both = [shell.start("launch", *toy, f"seed={seed}", "paths.run_name=mine") for seed in (1, 2)]
+    for launch in both:
+        _, said = launch.communicate(timeout=120)
+        assert launch.returncode == 0, said
+    records = [json.loads(p.read_text()) for p in (shell.cwd / "outputs").rglob("run.json")]
+    assert sorted(record["config"]["seed"] for record in records) == [1, 2]
+    assert [len(record["attempts"]) for record in records] == [1, 1]
+
+
+def test_promise_03_the_metrics_of_a_run_are_never_overwritten(shell, toy):
+    """Launched again after its status was lost, a run goes on in a record of its own."""
+    shell("launch", *toy)
+    directory = run_dir(shell)
+    before = (directory / "metrics.jsonl").read_bytes()
+    (directory / "status.json").unlink()
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    assert "new run" not in shell("launch", *toy).stderr
+    after = (directory / "metrics.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert len(after) > len(before)
