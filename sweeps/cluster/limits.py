@@ -1,7 +1,7 @@
 """How much of a launch the cluster takes at once, as it says itself.
 
-MaxArraySize and MaxJobCount hold for everybody. Where accounting enforces limits, further ones
-bound how many elements may be queued or running at once:
+MaxArraySize, max_array_tasks and MaxJobCount hold for everybody. Where accounting enforces limits,
+further ones bound how many elements may be queued or running at once:
 
     of the user in an account      MaxSubmitJobs
     of the account, those above    GrpSubmitJobs
@@ -104,7 +104,7 @@ class Limits:
     """What bounds the arrays of one launch; counts what the launch takes up."""
 
     array_size: int
-    """Elements that one array may have: the largest index is MaxArraySize - 1."""
+    """Elements that one array may have: MaxArraySize, or the lower max_array_tasks."""
     job_count: int
     """MaxJobCount: jobs and elements that the controller keeps."""
     accounting: Accounting | None = None
@@ -146,17 +146,35 @@ def read_limits() -> Limits:
     """Ask the cluster: one call of 5 ms, and four more where accounting enforces limits.
 
     Raises:
-        ClusterError: the controller does not answer.
+        ClusterError: the controller does not answer, or takes no arrays.
     """
     lines = ask("scontrol", "show", "config").splitlines()
     config = {name.strip(): value.strip() for name, _, value in (ln.partition("=") for ln in lines)}
-    limits = Limits(int(config["MaxArraySize"]), int(config["MaxJobCount"]))
+    limits = Limits(_array_size(config), int(config["MaxJobCount"]))
     if {"limits", "safe"} & set(config.get("AccountingStorageEnforce", "").split(",")):
         try:
             limits.accounting = _accounting()
         except ClusterError:  # the site hides them, or its database is down: sbatch will tell
             return limits
     return limits
+
+
+def _array_size(config: Mapping[str, str]) -> int:
+    """Return how many elements an array may have.
+
+    Raises:
+        ClusterError: the cluster takes no arrays.
+    """
+    most = int(config["MaxArraySize"])
+    lower = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
+    if lower and int(lower[1]):
+        most = min(most, int(lower[1]))
+    if most < 1:
+        raise ClusterError(
+            f"MaxArraySize = {most}: this cluster takes no job arrays, which sweeps are "
+            "submitted as; cluster=local inside an allocation does without; nothing was submitted"
+        )
+    return most
 
 
 def _accounting() -> Accounting:
