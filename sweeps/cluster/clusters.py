@@ -131,6 +131,13 @@ class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
 Cluster = LocalCluster | SlurmCluster
 
 
+_OPTION = re.compile("[a-z][a-z0-9_-]*")
+"""The name of an sbatch option."""
+
+_SHELL = frozenset({"setup"})
+"""Fields whose lines are shell code by definition."""
+
+
 def cluster(kind: type[LocalCluster | SlurmCluster], node: Mapping[str, Any]) -> Cluster:
     """Build the typed config from the ``cluster`` node.
 
@@ -150,7 +157,22 @@ def cluster(kind: type[LocalCluster | SlurmCluster], node: Mapping[str, Any]) ->
         word = next((said for name, said in _WORDS.items() if name in hint), hint)
         word += " or null" if "Optional" in hint else ""
         raise IllegalValue(f"cluster.{key}", node[key], word) from None
+    _require_printable(dict(node))
     return cast("Cluster", OmegaConf.to_object(merged))
+
+
+def _require_printable(node: Mapping[str, Any]) -> None:
+    """Refuse what would end its ``#SBATCH`` line: the shell would run the next one."""
+    more = node.get("additional_parameters") or {}
+    for name in more:
+        must = "the name of an sbatch option, such as mail-type"
+        good = isinstance(name, str) and _OPTION.fullmatch(name) is not None
+        require(good, "key of cluster.additional_parameters", name, must)
+    given = {key: value for key, value in node.items() if key not in _SHELL}
+    given |= {f"additional_parameters.{name}": value for name, value in more.items()}
+    for key, value in given.items():
+        for part in value if isinstance(value, list) else [value]:
+            require(str(part).isprintable(), f"cluster.{key}", value, "free of control characters")
 
 
 def submitit_parameters(built: Cluster) -> dict[str, Any]:

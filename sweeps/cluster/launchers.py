@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher as theirs
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 
-from rundir import ClusterError
+from rundir import ClusterError, UserError
 from sweeps.cluster import cores, scheduler
 from sweeps.cluster.arrays import SBATCH_S, array_executor
 from sweeps.cluster.clusters import (
@@ -44,6 +44,14 @@ Runs: TypeAlias = Sequence[tuple[int, int]]
 
 _NO_ANSWER = re.compile("(?i)unable to contact|timed out|zero bytes|communication")
 """What sbatch says when the controller may have taken the job without its knowing."""
+
+_LOOKED_UP = "whether it took the job is looked up"
+
+_TIMED_OUT, _BY_SIGNAL = 124, 128
+"""Exit code of ``timeout`` when it ended its command; the one above which a signal did."""
+
+_PATTERNS = "%\\"
+"""Characters that sbatch does not take as they are in the path of a log."""
 
 _NO_LIMIT_MIN = 60 * 24 * 3650
 """Stands for no limit where submitit wants a number of minutes."""
@@ -81,8 +89,9 @@ class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
     """Whether the user's shell is given back as soon as the runs are submitted."""
 
     @staticmethod
-    def require() -> None:
-        """Nothing but this machine is needed."""
+    def require(root: Path) -> None:
+        """Refuse a sweep's directory whose name would not survive logs and tables."""
+        _require_plain(root, "")
 
     @staticmethod
     def share(cluster: LocalCluster, runs: Runs) -> Share:
@@ -130,8 +139,9 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
     is_detached = True
 
     @staticmethod
-    def require() -> None:
-        """Refuse to go on where jobs can't be submitted."""
+    def require(root: Path) -> None:
+        """Refuse to go on where jobs can't be submitted, or not for a sweep in this directory."""
+        _require_plain(root, _PATTERNS)
         scheduler.require()
 
     @staticmethod
@@ -178,6 +188,18 @@ class SlurmLauncher(_Waiting, theirs.SlurmLauncher):  # type: ignore[misc]
         return executor
 
 
+def _require_plain(root: Path, forbidden: str) -> None:
+    path = str(root.absolute())
+    if not path.isprintable():
+        raise UserError(f"the sweep's directory {path!r} holds control characters; choose another")
+    for sign in forbidden:
+        if sign in path:
+            raise UserError(
+                f"the sweep's directory {path} holds a {sign}, which sbatch would not take as it "
+                "is; set paths.multirun, or launch elsewhere"
+            )
+
+
 def _srun_arguments(cluster: SlurmCluster) -> list[str]:
     """Return srun's options for an element's tasks: when one is gone, none is left behind."""
     if cluster.tasks == 1:
@@ -217,12 +239,22 @@ def sbatch(executor: Any, command: str) -> str:
         # sbatch's words go into the error; submitit would print them as well.
         with scheduler.clean_environment(), redirect_stderr(io.StringIO()):
             return str(executor._submit_command(command).job_id)
-    except (FailedJobError, FailedSubmissionError) as error:
-        said = " ".join(s for s in str(error).splitlines() if s.startswith("sbatch: error"))
-        if "Batch job submission failed" in said and not _NO_ANSWER.search(said):
-            raise ClusterError(said) from None
-        silence = said or f"sbatch gave no answer within {SBATCH_S} s"
-        raise scheduler.Unanswered(f"{silence}; whether it took the job is looked up") from None
+    except FailedSubmissionError as error:  # it ended well and named no job
+        said = " ".join(str(error).split())
+        raise scheduler.Unanswered(f"{said}; {_LOOKED_UP}") from None
+    except FailedJobError as error:
+        said = scheduler.words("sbatch", str(error))
+        code = getattr(error.__cause__, "returncode", _TIMED_OUT)
+        if code == _TIMED_OUT:
+            silence = f"sbatch gave no answer within {SBATCH_S} s"
+            silence += f"; it said: {said}" if said else ""
+        elif code < 0 or code > _BY_SIGNAL:
+            silence = "sbatch was killed"
+        elif _NO_ANSWER.search(said):
+            silence = f"sbatch said: {said}"
+        else:
+            raise ClusterError(f"sbatch said: {said or f'exit code {code}'}") from None
+        raise scheduler.Unanswered(f"{silence}; {_LOOKED_UP}") from None
 
 
 def _worker_command(plan: Plan, submission: Submission, more: Sequence[str]) -> str:

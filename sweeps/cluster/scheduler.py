@@ -74,50 +74,59 @@ class Queue(dict[str, Element]):
     """What squeue shows: live elements by id, e.g. ``1234_5``, and how others ended lately."""
 
     def __init__(
-        self, live: Mapping[str, Element] | None = None, endings: Mapping[str, Ending] | None = None
+        self,
+        live: Mapping[str, Element] | None = None,
+        endings: Mapping[str, Ending] | None = None,
+        jobs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(live or {})
         self.endings = dict(endings or {})
+        self.jobs = dict(jobs or {})
+        """Ids of the jobs shown, without element, by the jobs' names."""
 
 
 class UnknownQueue(Queue):
-    """Stands for the queue while squeue does not answer: any job may still be in it."""
+    """Stands for the queue while squeue does not tell: any job may still be in it."""
+
+    def __init__(self, why: str = "squeue does not answer") -> None:
+        super().__init__()
+        self.why = why
 
     def __contains__(self, job: object) -> bool:
         return isinstance(job, str) and job[:1].isdecimal()
 
     def __missing__(self, job: str) -> Element:
-        return Element("PENDING", "squeue does not answer; it may wait, run or be gone")
+        return Element("PENDING", f"{self.why}; it may wait, run or be gone")
 
 
-def available() -> bool:
-    """Say whether this machine has SLURM's commands."""
-    return shutil.which("squeue") is not None
+def queue(user: int | None = None) -> Queue:
+    """Ask squeue once.
 
-
-def queue(user: int | None = None) -> Queue | None:
-    """Ask squeue once; None on a machine without SLURM.
+    Where it shows no job at all of another user, nothing is known: a site may hide them
+    (PrivateData=jobs).
 
     Args:
         user: id of the user whose jobs to look at; by default whoever asks.
 
     Raises:
-        ClusterError: SLURM is there and does not answer.
+        ClusterError: SLURM does not answer, or is not on this machine.
     """
-    if not available():
-        return None
-    whose = f"--user={os.getuid() if user is None else user}"
-    text = ask("squeue", "--noheader", "--array", "--states=all", whose, "--format=%F|%K|%T|%N|%r")
-    live, endings = {}, {}
+    me = os.getuid()
+    whose = f"--user={me if user is None else user}"
+    text = ask("squeue", "--noheader", "--array", "--states=all", whose, "--format=%F|%K|%T|%N|%r|%j")
+    if user not in {None, me} and not text.strip():
+        return UnknownQueue("squeue shows no jobs of the user who launched it")
+    live, endings, jobs = {}, {}, {}
     for line in text.splitlines():
-        job, index, state, node, reason = line.split("|", 4)
+        job, index, state, node, reason, name = line.split("|", 5)
+        jobs[name] = job
         element = f"{job}_{index}" if index.isdecimal() else job
         said = None if reason in {"", "None"} else reason
         if state not in _OVER:
             live[element] = Element(state, said, node or None)
         elif state in _STATES:
             endings[element] = _ending(state, said, node)
-    return Queue(live, endings)
+    return Queue(live, endings, jobs)
 
 
 def _ending(word: str, why: str | None, nodes: str) -> Ending:
@@ -226,6 +235,13 @@ def ask(*command: str, seconds: float = TIMEOUT_S) -> str:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} did not answer within {seconds} s") from None
     if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        said = words(command[0], done.stderr) or f"exit code {done.returncode}"
         raise ClusterError(f"{command[0]} said: {said}")
     return done.stdout
+
+
+def words(command: str, stderr: str) -> str:
+    """Return what a command has said in one line, without its own name before every part."""
+    prefix = re.compile(rf"{re.escape(command)}: (?:error: )?")
+    lines = (prefix.sub("", " ".join(line.split()), count=1) for line in stderr.splitlines())
+    return "; ".join(line for line in lines if line)

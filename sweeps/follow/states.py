@@ -13,11 +13,12 @@ from typing import TypeAlias
 from rundir import DONE, ENDED, ClusterError, State, Status
 from rundir.files import STATUS_FILE, parse_status
 from sweeps.cluster import onward, scheduler
+from sweeps.cluster.intents import job_name
 from sweeps.cluster.scheduler import Ending, Queue
 from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, ledger
 from sweeps.records.claims import Claim
-from sweeps.records.ledger import LOCAL, Entry, Note
+from sweeps.records.ledger import Entry, Note
 
 Accounting: TypeAlias = Callable[[Collection[str]], Mapping[str, Ending]]
 """Tells of jobs that have left the queue how they ended; knows only some of them."""
@@ -44,11 +45,18 @@ class RunState:
     job: str | None = None
     node: str | None = None
     """The machine of the latest attempt, by SLURM's name for it where SLURM knows."""
+    is_by_user: bool = False
+    """True of a run that ``cancel`` has ended: it is no failure."""
 
     @property
     def is_wanted(self) -> bool:
         """Say whether launching again should submit the run."""
         return self.state in ENDED - DONE or self.state is State.PLANNED
+
+    @property
+    def is_bad(self) -> bool:
+        """Say whether the run has ended as it should not have."""
+        return self.state in ENDED - DONE and not self.is_by_user
 
 
 def survey(
@@ -77,6 +85,7 @@ def survey(
         _present(run, held.get(str(run.index), 0), handed.get(run.index), queue, records)
         for run in plan.runs
     ]
+    states = [_with_cancellation(state, handed.get(state.run.index)) for state in states]
     if queue is None:
         return states
     states = [_with_ending(state, queue.endings) for state in states]
@@ -183,13 +192,13 @@ def standing(
 
 
 def queue_of(plan: Plan, entries: Sequence[Entry] | None = None) -> Queue | None:
-    """Ask squeue, unless no job of the sweep was ever handed to SLURM.
+    """Ask squeue, unless no job of the sweep was ever taken by SLURM.
 
     Raises:
-        ClusterError: SLURM is there and does not answer.
+        ClusterError: SLURM does not answer, or is not on this machine.
     """
     known = ledger.entries(plan.home) if entries is None else entries
-    if all(entry.submission.share.backend == LOCAL for entry in known):
+    if all(entry.job is None for entry in known):
         return None
     # The jobs are those of whoever launched the sweep, who need not be the one that asks.
     return scheduler.queue(plan.home.stat().st_uid)
@@ -257,6 +266,9 @@ class _HandedOver:
         return None if array is None or self.by.share.drain else f"{array}_{self.place}"
 
 
+_INTERRUPTED = frozenset({State.PLANNED, State.PREEMPTED, State.CANCELLED, State.LOST})
+"""States that a run may be in because its job was cancelled; others tell of something else."""
+
 _UNEXPLAINED = (State.LOST, State.PLANNED)
 """States in which a run's job may tell what happened."""
 
@@ -265,12 +277,23 @@ def _handed_over(
     plan: Plan, entries: Sequence[Entry], queue: Queue | None
 ) -> dict[int, _HandedOver]:
     found = {}
-    for entry in entries:
+    for entry in (_answered(plan, entry, queue) for entry in entries):
         if entry.answer == ledger.TAKEN:
             by = _Handed(entry, plan.home, queue)
             for place, (index, attempt) in enumerate(by.share.runs):
                 found[index] = _HandedOver(by, place, attempt)
     return found
+
+
+def _answered(plan: Plan, entry: Entry, queue: Queue | None) -> Entry:
+    """Return an entry with the job that squeue shows for it where the ledger has none.
+
+    A launcher that is handing over, or was killed meanwhile, has not noted it.
+    """
+    if queue is None or entry.answer not in {None, ledger.VOID}:
+        return entry
+    job = queue.jobs.get(job_name(plan.sweep, entry.submission.id))
+    return entry if job is None else replace(entry, answer=ledger.TAKEN, job=job)
 
 
 def _state(
@@ -311,6 +334,19 @@ def _state(
         why = "; ".join(part for part in (element and element.why, before) if part)
         return RunState(run, State.PENDING, attempts, status, why or None, onward)
     return RunState(run, state, attempts, status, reason, job, node)
+
+
+def _with_cancellation(state: RunState, handed: _HandedOver | None) -> RunState:
+    if handed is None or state.run.index not in handed.by.entry.cancelled:
+        return state
+    if state.state not in _INTERRUPTED:
+        return state
+    why = "cancelled by the user"
+    if state.state is State.PLANNED or (state.status and state.status.step is None):
+        why += " before it began"
+    elif state.state is State.PREEMPTED and state.reason:
+        why += f"; {state.reason.partition('; not requeued')[0]}"
+    return replace(state, state=State.CANCELLED, reason=why, is_by_user=True)
 
 
 def _with_ending(state: RunState, endings: Mapping[str, Ending]) -> RunState:

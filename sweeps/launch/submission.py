@@ -60,7 +60,7 @@ def launch(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> i
             launch under way.
         ClusterError: the scheduler refused; says what was and what was not submitted.
     """
-    launcher.require()
+    launcher.require(plan.root)
     requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
     _require_writable(plan.root)
     with ledger.locked(plan.home, plan.sweep):
@@ -99,7 +99,7 @@ def again(plan: Plan, indices: Sequence[int], *, exclude_nodes: Sequence[str] = 
         )
         launchers = list({request.launcher: None for request in requests.values()})
         for launcher in launchers:
-            launcher.require()
+            launcher.require(plan.root)
         display.announce(plan, asked, wanted)
         jobs = _hand_over(plan, _grouped(wanted, requests)) if wanted else []
     return _released(plan, asked, wanted, jobs, launchers)
@@ -118,7 +118,7 @@ def show(
 
 def preview(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> Preview:
     """Return what :func:`launch` would do; write nothing."""
-    launcher.require()
+    launcher.require(plan.root)
     requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
     asked, wanted = _survey(plan, plan.admit(candidates))
     code = present_hash(plan.home, names=plan.tasks)

@@ -95,8 +95,8 @@ def test_two_workers_drain_a_sweep_of_six(login, toy):
 def test_what_sbatch_says_reaches_the_user_with_exit_code_3(login, toy):
     done = login(*launch(toy, "seed=1,2", "cluster.partition=nope"), code=3)
     assert done.stderr.splitlines()[-1] == (
-        "error: sbatch: error: invalid partition specified: nope "
-        "sbatch: error: Batch job submission failed: Invalid partition name specified; "
+        "error: sbatch said: invalid partition specified: nope; "
+        "Batch job submission failed: Invalid partition name specified; "
         "0 of 2 runs were submitted; launch again to submit the rest"
     )
     login(*launch(toy, "seed=1,2"))
