@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from rundir import OptsweepError, UserError
-from rundir.files import MULTIRUN, OUTPUTS
+from rundir.files import MULTIRUN, OUTPUTS, SWEEP_DIR
 from sweeps.planning import tasks
 from sweeps.records.provenance import PROJECT_ROOT
 
@@ -37,9 +37,9 @@ def freeze(home: Path, root: Path = PROJECT_ROOT, names: Iterable[str] = ()) -> 
     """Copy the code that runs use below ``home`` unless it is there already; return its hash.
 
     Copied are tracked files with their uncommitted changes, and untracked ones that git does not
-    ignore. Outside git everything but results and environments; of a task's directory outside git
-    the task's package and the modules beside it. The copy is hashed, not the source, which may be
-    edited meanwhile; a damaged earlier copy is put aside.
+    ignore, those of submodules too. Outside git everything but results and environments; of a
+    task's directory outside git the task's package and the modules beside it. The copy is hashed,
+    not the source, which may be edited meanwhile; a damaged earlier copy is put aside.
 
     Args:
         home: directory of the sweep's own files.
@@ -65,6 +65,11 @@ def freeze(home: Path, root: Path = PROJECT_ROOT, names: Iterable[str] = ()) -> 
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target.name
+
+
+def is_copy(root: Path) -> bool:
+    """Say whether a directory is a frozen copy, in which code that runs from it finds itself."""
+    return root.parent.name == CODE_DIR and root.parent.parent.name == SWEEP_DIR
 
 
 def task_places(frozen: Path) -> list[str]:
@@ -99,7 +104,7 @@ def present_hash(home: Path, root: Path = PROJECT_ROOT, names: Iterable[str] = (
 def _hash(contents: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for file, content in sorted(contents.items()):
-        digest.update(f"{file}\0{content}\n".encode())
+        digest.update(os.fsencode(f"{file}\0{content}\n"))
     return digest.hexdigest()[:16]
 
 
@@ -116,12 +121,15 @@ def present_contents(names: Iterable[str], home: Path, root: Path = PROJECT_ROOT
 
 
 def _sha256(path: Path) -> str:
-    content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+    content = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
 def _sources(names: Iterable[str], root: Path, home: Path) -> Iterator[tuple[Path, str]]:
     """Yield every file to freeze, and its name in the copy."""
+    if is_copy(root):  # a copy is launched from: all of it, its tasks' directories too
+        yield from ((root / file, file) for file in frozen_contents(root))
+        return
     results = _results(home)
     for file in _source_files(root, results):
         yield root / file, file
@@ -161,6 +169,9 @@ def _source_files(root: Path, results: Path) -> Iterator[str]:
             continue
         if path.is_symlink() or (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
             yield file
+        elif (path / ".git").exists():  # a submodule, or a repository of its own
+            inner = _source_files(path, results)
+            yield from (os.path.join(file, name) for name in inner)
 
 
 def _git_files(root: Path) -> list[str] | None:

@@ -122,3 +122,48 @@ def test_of_a_task_in_a_git_tree_of_its_own_that_tree_is_frozen_without_results(
 def test_an_installed_task_is_not_frozen(project, tmp_path):
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, ["yaml.safe_load"])
     assert task_places(frozen) == []
+
+
+def test_a_file_name_that_is_no_utf8_is_frozen_as_any_other(project, tmp_path):
+    name = b"caf\xe9.py"
+    (project / os.fsdecode(name)).write_text("")
+    os.symlink(b"to-" + name, os.fsencode(project) + b"/dangling")
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
+    assert name in os.listdir(os.fsencode(frozen))
+    verify(frozen)
+
+
+def test_the_files_of_submodules_and_nested_repositories_are_frozen(project, tmp_path):
+    for name in ("vendor/sub", "own"):
+        inner = project / name
+        inner.mkdir(parents=True)
+        subprocess.run(["git", "-C", str(inner), "init", "-q"], check=True)
+        (inner / ".gitignore").write_text("junk\n")
+        (inner / "junk").write_text("")
+        (inner / "code.py").write_text("")
+    who = ["-c", "user.name=x", "-c", "user.email=x@y"]
+    sub = ["git", "-C", str(project / "vendor" / "sub"), *who]
+    subprocess.run([*sub, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    add = ["git", "-C", str(project), "-c", "advice.addEmbeddedRepo=false", "add", "vendor/sub"]
+    subprocess.run(add, check=True, capture_output=True)
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
+    for name in ("vendor/sub", "own"):
+        assert sorted(os.listdir(frozen / name)) == [".gitignore", "code.py"]
+
+
+def test_promise_05_code_frozen_from_a_frozen_copy_is_that_copy(project, tmp_path, monkeypatch):
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "my_task.py").write_text("")
+    monkeypatch.syspath_prepend(place)
+    home = tmp_path / "multirun" / "s" / ".sweep"
+    name = freeze(home, project, ["my_task.run"])
+    copy = home / "code" / name
+    (copy / "__pycache__").mkdir()
+    (copy / "__pycache__" / "x.pyc").write_text("")
+    (place / "my_task.py").write_text("edited = True")
+    assert freeze(home, copy, ["my_task.run"]) == name
+    assert present_hash(home, copy, ["my_task.run"]) == name
+    other = tmp_path / "multirun" / "t" / ".sweep"
+    assert freeze(other, copy, ["my_task.run"]) == name
+    verify(other / "code" / name)
