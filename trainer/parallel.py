@@ -19,6 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from rundir import OptsweepError, RanksLost, Run, UserError
 
 
+_kept: list[object] = []
+"""Every process group that this process was in. Were DDP's reducer the last to hold one, its
+destructor would wait, with Python's lock in hand, for a thread of gloo's that waits for this lock."""
+
+
 class Ranks:
     """This process among those of its run; a run of one process communicates nothing.
 
@@ -103,6 +108,7 @@ def joined(run: Run, wanted: str) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     try:
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.size)
+        _kept.append(dist.group.WORLD)
         yield ranks
     except OptsweepError:
         dist.destroy_process_group()
