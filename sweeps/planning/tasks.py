@@ -15,12 +15,13 @@ import inspect
 import math
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rundir import UserError
+from rundir import OptsweepError, UserError
 from sweeps.planning.identity import task_config
 
 
@@ -52,17 +53,37 @@ def check(resolved: Mapping[str, Any]) -> None:
     """Let the task look at a run's config before anything is submitted or written.
 
     Raises:
-        UserError: what the task's check says.
+        UserError: what the task's check says, or which other error it ended in: a value of a type
+            that it did not expect is the user's mistake, and no traceback tells more of it.
     """
-    if resolved.get("check") is not None:
-        function = load(resolved["check"], "check")
-        cluster = resolved.get("cluster") or {}
-        shape = [cluster.get(name) for name in ("nodes", "tasks_per_node")]
-        more = {}
-        if _takes_world_size(function):
-            more["world_size"] = math.prod(n for n in shape if isinstance(n, int))
-        function(task_config(resolved), **more)
-    _check_exists(resolved.get("task"))
+    dotted = resolved.get("check")
+    if dotted is not None:
+        with _as_user_errors(f"check {dotted} failed"):
+            function = load(dotted, "check")
+            function(task_config(resolved), **_world_size(function, resolved))
+    with _as_user_errors(f"task = {resolved.get('task')}; looking for it failed"):
+        _check_exists(resolved.get("task"))
+
+
+@contextmanager
+def _as_user_errors(what: str) -> Iterator[None]:
+    """Turn any error of the user's code into one line."""
+    try:
+        yield
+    except OptsweepError:
+        raise
+    except Exception as error:
+        said = ": ".join(text for text in (type(error).__name__, str(error)) if text)
+        raise UserError(f"{what}: {said}") from error
+
+
+def _world_size(function: Callable[..., Any], resolved: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many processes the run will have, as an argument, if the check has one for it."""
+    if not _takes_world_size(function):
+        return {}
+    cluster = resolved.get("cluster") or {}
+    shape = [cluster.get(name) for name in ("nodes", "tasks_per_node")]
+    return {"world_size": math.prod(n for n in shape if isinstance(n, int))}
 
 
 def origin(dotted: str) -> tuple[Path, str] | None:
