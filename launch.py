@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -52,6 +53,10 @@ def launch() -> int:
     try:
         main()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
+        raise sweeps.explain(sys.argv[1:], CONFIG, error) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         raise sweeps.explain(sys.argv[1:], CONFIG, error) from error
     return 0
 

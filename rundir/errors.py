@@ -35,7 +35,7 @@ class IllegalValue(UserError):
     """A value outside what its field allows."""
 
     def __init__(self, name: str, value: object, must: str) -> None:
-        super().__init__(f"{name} = {_shown(value)}; must be {must}")
+        super().__init__(f"{_clipped(name)} = {_shown(value)}; must be {must}")
         self.name, self.value, self.must = name, value, must
 
 
@@ -82,7 +82,7 @@ def unknown(what: str, name: str, legal: Iterable[object], where: str = "") -> U
     guess = nearest(name, words)
     hint = f"; did you mean {guess}?" if guess else ""
     listed = ", ".join(words) if words else "none exist"
-    return UserError(f"unknown {what} {name}{place}; must be one of: {listed}{hint}")
+    return UserError(f"unknown {what} {_clipped(name)}{place}; must be one of: {listed}{hint}")
 
 
 def require(condition: bool, name: str, value: object, must: str) -> None:
@@ -95,11 +95,23 @@ def _shown(value: object) -> str:
     text = (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     )
+    return _clipped(text)
+
+
+def _clipped(text: str) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
+def _in_one_line(text: str) -> str:
+    """Return the text with whatever a terminal would not print as it is escaped as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Run a command line's work and return its exit code; an error is one line on stderr."""
+    """Run a command line's work and return its exit code; an error is one line on stderr.
+
+    Whatever the message quotes, it is printable and keeps to its line.
+    """
     try:
         code = command()
         sys.stdout.flush()
@@ -116,7 +128,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return 130
     else:
         return code
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - this is how a command fails
+    print(f"error: {_in_one_line(message)}", file=sys.stderr)  # noqa: T201 - this is how a command fails
     return code
 
 

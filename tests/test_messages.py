@@ -130,6 +130,15 @@ def test_an_unknown_option_lists_the_options_and_the_nearest(shell):
     assert done.stderr.endswith("; did you mean adam?\n")
 
 
+@pytest.mark.parametrize("option", ["x" * 5_000, "'a\nb'", "'a\x1b[31mb'", "'a\u2028b'"])
+@pytest.mark.parametrize("words", [("{}",), ("-m", "seed=1,2", "{}")])
+def test_whatever_an_option_is_called_the_error_is_one_short_printable_line(words, option, shell):
+    done = shell("launch", *(word.format(f"optimizer={option}") for word in words), code=2)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.removesuffix("\n").isprintable()
+    assert len(done.stderr) < 700
+
+
 def test_an_unknown_sweep_lists_the_sweeps_and_the_nearest(shell):
     done = shell("launch", "sweep=quickstrat", code=2)
     assert done.stderr.startswith("error: unknown option quickstrat in sweep; must be one of: ")

@@ -87,7 +87,9 @@ def parse(text: str) -> Override:
 
 def shown(point: Mapping[str, Any]) -> str:
     """Return a point for a message: ``lr=0.001, optimizer=muon``."""
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={brief(value)}" for key, value in point.items())
+    return ", ".join(
+        f"{brief(key.rsplit('.', 1)[-1])}={brief(value)}" for key, value in point.items()
+    )
 
 
 def brief(value: object) -> str:

@@ -18,6 +18,11 @@ from rundir import IllegalValue, UserError, unknown
 
 _KEYS = ("keys", "path")
 
+_MAX_PATH_BYTES = 1000
+"""A quarter of what Linux takes: a folder is put in front."""
+
+_MAX_NAME_BYTES = 255
+
 
 def read(given: object, where: str, folders: Sequence[Path]) -> dict[str, list[Any]] | None:
     """Return the grid in the file that ``given`` names; None where none is named.
@@ -54,11 +59,16 @@ def _parts(given: object, where: str) -> tuple[str, Mapping[str, str]]:
         if key not in _KEYS:
             raise unknown("key", str(key), _KEYS, where)
     path, keys = whole.get("path"), whole.get("keys") or {}
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str) or not path or "\0" in path or _is_too_long(path):
         raise IllegalValue(where, path, "the path of a JSON file")
     if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys.values()):
         raise IllegalValue(f"{where}.keys", keys, "a mapping {name in the file: key}")
     return path, {str(name): str(key) for name, key in keys.items()}
+
+
+def _is_too_long(path: str) -> bool:
+    parts = [len(part.encode(errors="replace")) for part in path.split("/")]
+    return sum(parts) > _MAX_PATH_BYTES or max(parts) > _MAX_NAME_BYTES
 
 
 def _text(file: Path) -> str:

@@ -33,6 +33,7 @@ from sweeps.define.definition import Point, bare, canonical
 from sweeps.define.overrides import parse, shown
 from sweeps.follow import display, states
 from sweeps.follow.states import RunState
+from sweeps.planning.identity import MAX_NAME_BYTES
 from sweeps.planning.plan import Plan, PlannedRun
 
 Best: TypeAlias = Callable[..., object]
@@ -58,6 +59,7 @@ class After:
             value = getattr(self, name)
             require(isinstance(value, str) and value != "", f"sweep.after.{name}", value, "a text")
         plain = "/" not in self.sweep and not self.sweep.startswith(".")
+        plain = plain and len(self.sweep.encode()) <= MAX_NAME_BYTES
         require(plain, "sweep.after.sweep", self.sweep, "the name of a sweep")
         parts = self.metric.split("/")
         good = len(parts) == 2 and all(parts)

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rundir import IllegalValue, UserError, unknown
 from sweeps.define.overrides import parse
+from sweeps.planning.identity import MAX_NAME_BYTES
 from sweeps.planning.shapes import Shape, copied, shape_of
 
 
@@ -127,9 +128,25 @@ class Composer:
             )
         except (HydraException, OmegaConfBaseException) as error:
             raise explained(error) from error
-        except (AssertionError, TypeError, ValueError) as error:
-            raise _explained_group(groups, error) from error
+        except (AssertionError, OSError, TypeError, ValueError) as error:
+            raise self._explained_group(groups, error) from error
         return split(whole)
+
+    def _explained_group(self, groups: Sequence[str], error: Exception) -> UserError:
+        """Explain why Hydra can't read the overrides that choose groups."""
+        for one in map(parse, groups):
+            value = one.value()
+            options = value if isinstance(value, list) else [value]
+            if one.is_delete():
+                continue
+            for option in options:
+                if not isinstance(option, str):
+                    must = "the name of an option of this group"
+                    return IllegalValue(one.key_or_group, value, must)
+                if "\0" in option or len(option.encode()) > MAX_NAME_BYTES:  # no file's name
+                    legal = self.loader.get_group_options(one.key_or_group)
+                    return unknown("option", option, legal, one.key_or_group)
+        return explained(error)
 
 
 def compose_on(base: Base, overrides: Sequence[str], groups: tuple[str, ...]) -> Composed:
@@ -147,7 +164,9 @@ def group_overrides(overrides: Sequence[str], loader: ConfigLoader) -> tuple[str
 
 def is_group(key: str, loader: ConfigLoader) -> bool:
     """Say whether the key names a config group, or a part of the ``hydra`` node."""
-    exists: bool = loader.repository.group_exists(key)  # type: ignore[attr-defined]
+    exists = False
+    with suppress(OSError, ValueError):  # no directory can be called that
+        exists = loader.repository.group_exists(key)  # type: ignore[attr-defined]
     return exists or key.partition(".")[0] == "hydra"
 
 
@@ -209,16 +228,6 @@ def explained(error: Exception) -> UserError:
         cause = cause.__cause__
     said = str(cause or type(error).__name__)
     return UserError(" ".join(line.strip() for line in said.splitlines() if line.strip()))
-
-
-def _explained_group(groups: Sequence[str], error: Exception) -> UserError:
-    """Explain why Hydra can't read the overrides that choose groups."""
-    for one in map(parse, groups):
-        value = one.value()
-        options = value if isinstance(value, list) else [value]
-        if not one.is_delete() and not all(isinstance(option, str) for option in options):
-            return IllegalValue(one.key_or_group, value, "the name of an option of this group")
-    return explained(error)
 
 
 def _explained_value(text: str, config: DictConfig, error: Exception) -> UserError:

@@ -145,6 +145,22 @@ MALFORMED = [
     "seeds: 1\nname: [a]",
     'seeds: 1\nname: "a\\nb"',
     f"seeds: 1\nname: {'x' * 300}",
+    # what no file can be called
+    f"grid: {{optimizer: [{'x' * 10_000}]}}",
+    f"grid: {{optimizer: [{'x' * 200}]}}",
+    f"grid: {{{'x' * 1_000}: [1]}}",
+    f"params_file: {'x' * 5_000}",
+    f"params_file: {{path: {'x/' * 2_000}}}",
+    f"params_file: {'x' * 255}",
+    f"seeds: 1\nafter: {'x' * 5_000}",
+    f"seeds: 1\nafter: {{sweep: {'x' * 120}}}",
+    f"seeds: 1\nafter: {{sweep: quickstart, metric: val/x, {'y' * 1_000}: 1}}",
+    'grid: {optimizer: ["a\\nb"]}',
+    'grid: {optimizer: ["a\\0b"]}',
+    'seeds: 1\nafter: "a\\nb"',
+    'seeds: 1\nafter: "a\\0b"',
+    'params_file: "a\\nb"',
+    'params_file: "a\\0b"',
 ]  # fmt: skip
 
 
