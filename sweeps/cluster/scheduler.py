@@ -113,7 +113,8 @@ def queue(user: int | None = None) -> Queue:
     """
     me = os.getuid()
     whose = f"--user={me if user is None else user}"
-    text = ask("squeue", "--noheader", "--array", "--states=all", whose, "--format=%F|%K|%T|%N|%r|%j")
+    fields = "--format=%F|%K|%T|%N|%r|%j"
+    text = ask("squeue", "--noheader", "--array", "--states=all", whose, fields)
     if user not in {None, me} and not text.strip():
         return UnknownQueue("squeue shows no jobs of the user who launched it")
     live, endings, jobs = {}, {}, {}

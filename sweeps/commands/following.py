@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rundir import DONE, ENDED, ClusterError, State, Status, UserError
+from rundir import ENDED, ClusterError, State, Status, UserError
 from rundir.wording import count_of
 from sweeps.cluster.scheduler import Queue, UnknownQueue
 from sweeps.follow import display, nodes, progress, runtable, states
@@ -64,8 +64,8 @@ _STATUS_KEYS = (
 
 
 def exit_code(surveyed: Sequence[RunState]) -> int:
-    """Return 1 if a run has ended badly, else 0."""
-    return 1 if any(s.state in ENDED - DONE for s in surveyed) else 0
+    """Return 1 if a run has ended badly, else 0; what the user has cancelled is no failure."""
+    return 1 if any(s.is_bad for s in surveyed) else 0
 
 
 def status(arguments: Arguments) -> int:

@@ -1,7 +1,11 @@
 """Steering sweeps: ``cancel``, ``retry`` and ``rerun``.
 
+A run that the user has cancelled is ``cancelled`` with that reason, whether it was at work, queued
+or waiting for a worker. It is no failure, so that it leaves ``status`` and ``watch`` at exit code
+0; ``retry`` and launching again take it up, from its checkpoint if it has one.
+
 ``--json`` prints, for ``cancel``, ``{"sweep", "elements": [SLURM ids], "local_workers": n,
-"runs": [indices taken out of the queue]}``; for ``retry`` ``{"sweep", "excluded_nodes",
+"runs": [indices of the runs that it ended]}``; for ``retry`` ``{"sweep", "excluded_nodes",
 "runs": [{"index", "name", "state", "reason", "node"}], "exit_code"}``, null in a dry run.
 """
 
@@ -10,20 +14,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias
 
 from rundir import DONE, ENDED, State, Status, UserError, unknown
 from rundir.files import write_status
 from rundir.wording import count_of
-from sweeps.cluster import scheduler
+from sweeps.cluster import intents, scheduler
+from sweeps.cluster.scheduler import Queue
 from sweeps.commands.following import warn
-from sweeps.follow import display, local, nodes
+from sweeps.follow import display, local, nodes, states
 from sweeps.follow.lookout import Lookout
 from sweeps.follow.selection import find, pick
 from sweeps.follow.states import RunState
 from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, ledger
+from sweeps.records.ledger import Entry
 from sweeps.records.owners import myself
 
 Arguments: TypeAlias = argparse.Namespace
@@ -38,52 +44,74 @@ RETRIABLE = RETRIED | {State.PLANNED}
 def cancel(arguments: Arguments) -> int:
     """Stop a sweep or some of its runs: those at work save a checkpoint, the others never begin."""
     plan = find(arguments.sweep, arguments.multirun)
-    withdrawn: list[int] = []
-    stopped = 0
-    if arguments.runs is None:
-        elements = _live_arrays(plan)
-        stopped = local.stop(plan)
-    else:
-        elements, withdrawn = _cancel_runs(plan, pick(plan, arguments.runs))
-    scheduler.cancel(elements)
+    # Held, so that no launch that is under way submits more behind its back.
+    with ledger.locked(plan.home, plan.sweep):
+        intents.settle_locked(plan)
+        entries = [e for e in ledger.entries(plan.home) if e.answer == ledger.TAKEN]
+        queue = states.queue_of(plan, entries)
+        surveyed = states.survey(plan, queue, entries=entries)
+        live = [state for state in surveyed if state.state in {State.PENDING, State.RUNNING}]
+        if arguments.runs is None:
+            done = _cancel_all(plan, entries, live, queue)
+        else:
+            chosen = {run.index for run in pick(plan, arguments.runs)}
+            done = _cancel_runs(plan, entries, [s for s in live if s.run.index in chosen])
     if arguments.json:
-        record = {"elements": elements, "local_workers": stopped, "runs": withdrawn}
-        display.emit({"sweep": plan.sweep, **record})
+        display.emit({"sweep": plan.sweep, **asdict(done)})
     else:
-        said = f"cancelled {count_of(len(elements), 'SLURM job')}"
-        said += f", stopped {count_of(stopped, 'local worker')}"
-        display.err.print(said + f", withdrew {count_of(len(withdrawn), 'run')}")
+        done.tell(plan, surveyed)
     return 0
 
 
-def _live_arrays(plan: Plan) -> list[str]:
-    """Return the sweep's arrays in the queue, after noting that none is to requeue itself."""
-    entries = ledger.entries(plan.home)
+@dataclass(frozen=True)
+class _Cancelled:
+    """What a cancellation has ended."""
+
+    elements: list[str]
+    """SLURM's ids."""
+    local_workers: int
+    runs: list[int]
+
+    def tell(self, plan: Plan, before: Sequence[RunState]) -> None:
+        """Say it on stderr."""
+        counted = (
+            (self.runs, "run"),
+            (self.elements, "SLURM job"),
+            (range(self.local_workers), "local worker"),
+        )
+        ended = ", ".join(count_of(len(what), noun) for what, noun in counted if len(what))
+        if ended:
+            at_work = any(before[index].state is State.RUNNING for index in self.runs)
+            more = "; runs at work save a checkpoint first" if at_work else ""
+            said = f"cancelled {ended}{more}"
+        else:
+            said = f"nothing to cancel; {display.summary(before)}"
+        display.err.print(f"sweep {plan.sweep}: {said}", markup=False)
+
+
+def _cancel_all(
+    plan: Plan, entries: Sequence[Entry], live: Sequence[RunState], queue: Queue | None
+) -> _Cancelled:
     for entry in entries:
         entry.submission.cancel(plan.home)
-    jobs = {entry.job for entry in entries if entry.job}
-    queue = scheduler.queue(plan.home.stat().st_uid) if jobs else None
-    return sorted(jobs & {element.partition("_")[0] for element in queue or ()})
+    _record(plan, entries, live)
+    arrays = {element.partition("_")[0] for element in queue or ()}
+    elements = sorted(arrays & {entry.job for entry in entries if entry.job})
+    scheduler.cancel(elements)
+    return _Cancelled(elements, local.stop(plan), [state.run.index for state in live])
 
 
-def _cancel_runs(plan: Plan, runs: Sequence[PlannedRun]) -> tuple[list[str], list[int]]:
-    """Return the array elements to cancel, and the runs taken from workers that do several.
+def _cancel_runs(plan: Plan, entries: Sequence[Entry], live: Sequence[RunState]) -> _Cancelled:
+    """Cancel the array elements of runs, and take from workers that do several what waits.
 
     Raises:
         UserError: a run is at work in a worker that others need; nothing has been cancelled.
     """
-    surveyed = Lookout(plan).look()
-    shares = {
-        index: entry.submission.share
-        for entry in ledger.entries(plan.home)
-        for index, _ in entry.submission.share.runs
-    }
-    elements, shared = [], []
-    for state in (surveyed[run.index] for run in runs):
-        if state.state not in {State.PENDING, State.RUNNING}:
-            continue
-        if not shares[state.run.index].drain and state.job:
-            elements.append(state.job)
+    holders = _holders(entries)
+    alone, shared = [], []
+    for state in live:
+        if not holders[state.run.index].submission.share.drain and state.job:
+            alone.append(state)
         elif state.state is State.PENDING:
             shared.append(state)
         else:
@@ -91,7 +119,28 @@ def _cancel_runs(plan: Plan, runs: Sequence[PlannedRun]) -> tuple[list[str], lis
                 f"run {state.run.index} is at work in a worker that does other runs too; "
                 "cancel the whole sweep, or let it end"
             )
-    return elements, [state.run.index for state in shared if _withdraw(plan, state)]
+    ended = [*alone, *(state for state in shared if _withdraw(plan, state))]
+    _record(plan, entries, ended)
+    elements = [state.job for state in alone if state.job]
+    scheduler.cancel(elements)
+    return _Cancelled(elements, 0, sorted(state.run.index for state in ended))
+
+
+def _holders(entries: Sequence[Entry]) -> dict[int, Entry]:
+    """Return the last submission of each run."""
+    return {index: entry for entry in entries for index, _ in entry.submission.share.runs}
+
+
+def _record(plan: Plan, entries: Sequence[Entry], ended: Sequence[RunState]) -> None:
+    """Note in the ledger that these runs end by the user's wish."""
+    holders = _holders(entries)
+    runs: dict[str, list[int]] = {}
+    for state in ended:
+        index = state.run.index
+        if index in holders:
+            runs.setdefault(holders[index].submission.id, []).append(index)
+    for submission, indices in runs.items():
+        ledger.record(plan.home, ledger.CANCELLED, submission, runs=indices)
 
 
 def _withdraw(plan: Plan, state: RunState) -> bool:
@@ -103,7 +152,7 @@ def _withdraw(plan: Plan, state: RunState) -> bool:
     directory.mkdir(parents=True, exist_ok=True)
     before = state.status or Status(State.CANCELLED, started_at=now)
     ended = replace(before, state=State.CANCELLED, attempt=attempt, updated_at=now, ended_at=now)
-    write_status(directory, replace(ended, reason="cancelled before it began"))
+    write_status(directory, replace(ended, reason="cancelled by the user before it began"))
     return True
 
 

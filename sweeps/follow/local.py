@@ -64,7 +64,7 @@ def _follow(plan: Plan, indices: Sequence[int]) -> list[RunState]:
 def _finish(plan: Plan, asked: Sequence[RunState]) -> int:
     """Print the outcome of a local sweep and return its exit code."""
     err.print(f"sweep {plan.sweep}: {summary(asked)}")
-    bad = [s for s in asked if s.state not in DONE]
+    bad = [s for s in asked if s.state not in DONE and not s.is_by_user]
     for (word, reason), alike in by_reason(bad).items():
         log = plan.directory(alike[0].run) / LOG_FILE
         err.print(
@@ -75,15 +75,21 @@ def _finish(plan: Plan, asked: Sequence[RunState]) -> int:
         logs = sorted(plan.home.glob(f"{ledger.SUBMISSIONS_DIR}/*/*_log.out"), key=os.path.getmtime)
         err.print("  the workers ended before these runs; the end of their log:")
         print_tail(logs[-1])
-    if bad:
+    if any(s.state not in DONE for s in asked):
         err.print("  launch again to run what is missing")
     return 1 if bad else 0
 
 
 def stop(plan: Plan) -> int:
-    """Ask the sweep's live local workers to checkpoint and stop; return how many there were."""
-    started = [owner for entry in ledger.entries(plan.home) for owner in entry.owners]
-    at_work = [claim.owner for claim in claims.all_latest(plan.claims).values()]
+    """Ask the sweep's live local workers to checkpoint and stop; return how many there were.
+
+    Those in the sweep's SLURM jobs are left to SLURM, also on this machine.
+    """
+    entries = ledger.entries(plan.home)
+    started = [owner for entry in entries for owner in entry.owners]
+    arrays = {entry.job for entry in entries if entry.job}
+    holders = [claim.owner for claim in claims.all_latest(plan.claims).values()]
+    at_work = [o for o in holders if o.job is None or o.job.partition("_")[0] not in arrays]
     pids = {owner.pid for owner in (*started, *at_work) if owner.is_alive_here()}
     for pid in pids:
         with suppress(ProcessLookupError):

@@ -155,7 +155,7 @@ def last_lines(log: Path, count: int = 5) -> list[str]:
 
 def failures(plan: Plan, surveyed: Sequence[RunState]) -> list[dict[str, Any]]:
     """Return each distinct bad end once: state, reason, count, nodes, a run and its log."""
-    bad = [s for s in surveyed if s.state in ENDED - DONE]
+    bad = [s for s in surveyed if s.is_bad]
     found = []
     for (word, reason), alike in by_reason(bad).items():
         log = log_of(plan, alike[0])

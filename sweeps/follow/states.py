@@ -18,7 +18,7 @@ from sweeps.cluster.scheduler import Ending, Queue
 from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, ledger
 from sweeps.records.claims import Claim
-from sweeps.records.ledger import Entry, Note
+from sweeps.records.ledger import SLURM, Entry, Note
 
 Accounting: TypeAlias = Callable[[Collection[str]], Mapping[str, Ending]]
 """Tells of jobs that have left the queue how they ended; knows only some of them."""
@@ -192,13 +192,13 @@ def standing(
 
 
 def queue_of(plan: Plan, entries: Sequence[Entry] | None = None) -> Queue | None:
-    """Ask squeue, unless no job of the sweep was ever taken by SLURM.
+    """Ask squeue, unless SLURM surely never took a job of the sweep.
 
     Raises:
         ClusterError: SLURM does not answer, or is not on this machine.
     """
     known = ledger.entries(plan.home) if entries is None else entries
-    if all(entry.job is None for entry in known):
+    if not any(entry.job or _may_be_taken(entry) for entry in known):
         return None
     # The jobs are those of whoever launched the sweep, who need not be the one that asks.
     return scheduler.queue(plan.home.stat().st_uid)
@@ -220,7 +220,7 @@ class _Handed:
 
     @cached_property
     def _first_notes(self) -> Mapping[Note, str]:
-        return {kind: reason for (kind, _), reason in reversed(self.notes.items())}
+        return {kind: reason for (kind, _), reason in reversed(list(self.notes.items()))}
 
     @cached_property
     def _live_worker(self) -> str | None:
@@ -285,12 +285,16 @@ def _handed_over(
     return found
 
 
+def _may_be_taken(entry: Entry) -> bool:
+    return entry.answer in {None, ledger.VOID} and entry.submission.share.backend == SLURM
+
+
 def _answered(plan: Plan, entry: Entry, queue: Queue | None) -> Entry:
     """Return an entry with the job that squeue shows for it where the ledger has none.
 
     A launcher that is handing over, or was killed meanwhile, has not noted it.
     """
-    if queue is None or entry.answer not in {None, ledger.VOID}:
+    if queue is None or not _may_be_taken(entry):
         return entry
     job = queue.jobs.get(job_name(plan.sweep, entry.submission.id))
     return entry if job is None else replace(entry, answer=ledger.TAKEN, job=job)

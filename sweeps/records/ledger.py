@@ -4,6 +4,7 @@
     {"event": "job",      "submission": id, "job": …}   the scheduler took it; local: "owners"
     {"event": "refused",  "submission": id, "reason"}   the scheduler said no
     {"event": "void",     "submission": id}             the scheduler knows nothing of it
+    {"event": "cancelled", "submission": id, "runs"}    the user took these runs of it back
 
 An intent without an answer means that the launcher died in between: the scheduler is asked for the
 submission's id, which travels in the job's name, before anything is submitted again. An sbatch that
@@ -39,6 +40,9 @@ TAKEN = "job"
 
 VOID = "void"
 """The event, and answer, that the scheduler knew nothing of a submission when it was asked."""
+
+CANCELLED = "cancelled"
+"""The event, no answer, that the user cancelled runs that waited or were at work."""
 
 LOCAL_WORKERS = "local workers"
 """Stands for the job of a run that waits for workers on a machine without a scheduler."""
@@ -163,6 +167,8 @@ class Entry:
     """Local workers' processes."""
     intended_at: float = 0.0
     """Unix time of the intent."""
+    cancelled: frozenset[int] = frozenset()
+    """Indices of the runs that the user cancelled while they waited or were at work."""
 
     def live_job(self, place: int, queue: Collection[str] | None) -> str | None:
         """Return the live job that will get to the run at ``place``; None if none will."""
@@ -190,6 +196,7 @@ def entries(home: Path) -> list[Entry]:
     """Return every submission that the ledger knows, oldest first."""
     last: dict[str, dict[str, Any]] = {}
     first: dict[str, float] = {}
+    cancelled: dict[str, set[int]] = {}
     try:
         lines = (home / LEDGER_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -199,6 +206,9 @@ def entries(home: Path) -> list[Entry]:
             event = json.loads(line)
         except ValueError:  # torn by a kill in the middle of the write
             continue
+        if event["event"] == CANCELLED:
+            cancelled.setdefault(event["submission"], set()).update(event["runs"])
+            continue
         last[event["submission"]] = {**last.get(event["submission"], {}), **event}
         first.setdefault(event["submission"], event["t"])
     found = []
@@ -207,7 +217,9 @@ def entries(home: Path) -> list[Entry]:
         if submission is not None:
             answer = event["event"] if event["event"] != "intent" else None
             owners = tuple(Owner.from_record(owner) for owner in event.get("owners", ()))
-            found.append(Entry(submission, answer, event.get("job"), owners, first[name]))
+            taken_back = frozenset(cancelled.get(name, ()))
+            entry = Entry(submission, answer, event.get("job"), owners, first[name], taken_back)
+            found.append(entry)
     return found
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from rundir import State, read_status
 from sweeps.follow.progress import Pace
-from sweeps.records import claims
+from sweeps.records import claims, ledger
+from sweeps.records.ledger import Share, Submission
+from sweeps.records.owners import Owner, named
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,9 +61,8 @@ def test_cancelling_a_waiting_run_takes_it_from_the_workers_for_good(
         "cancelled",
         "pending",
     ]
-    assert (
-        read_status(sweep.plan.directory(sweep.plan.runs[1])).reason == "cancelled before it began"
-    )
+    own = read_status(sweep.plan.directory(sweep.plan.runs[1]))
+    assert own.reason == "cancelled by the user before it began"
     assert claims.attempts(sweep.plan.claims) == {"1": 1}
 
 
@@ -178,3 +179,112 @@ def test_hydras_completion_of_launch_completes_groups_and_goes_on_beside_ours(tm
     offered = completed(tmp_path, "python launch.py sweep=qui", before=hydra)
     assert offered == ["sweep=quickstart"]
     assert completed(tmp_path, "python -m sweeps st", before=hydra) == ["status"]
+
+
+@pytest.fixture
+def slurm_that_obeys(tmp_path, monkeypatch):
+    """Put a squeue on the PATH that shows what a test says until scancel is called."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "bin").mkdir()
+    queue = tmp_path / "queue"
+    for name, script in (
+        ("squeue", f"cat {queue}"),
+        ("scancel", f"echo $* >>{tmp_path}/cancelled; : >{queue}"),
+        ("sacct", "exit 1"),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return queue
+
+
+def test_a_cancelled_run_says_that_the_user_cancelled_it_and_is_no_failure(
+    make_sweep, sweeps_command, json_of, slurm_that_obeys, tmp_path
+):
+    """Whether it was at work or waited; launching again and `retry` take it up again."""
+    sweep = make_sweep(runs=4)
+    sweep.hand_over()
+    sweep.record(0, State.COMPLETED)
+    sweep.record(1, State.RUNNING, owner=Owner("n1", "elsewhere", 1, 1, "12_1"))
+    waiting = "".join(f"12|{i}|PENDING||Priority|s.abc\n" for i in (2, 3))
+    slurm_that_obeys.write_text(f"12|1|RUNNING|n1|None|s.abc\n{waiting}")
+    assert sweeps_command("cancel", "--runs", "2")[2] == "sweep s: cancelled 1 run, 1 SLURM job\n"
+    slurm_that_obeys.write_text("12|1|RUNNING|n1|None|s.abc\n12|3|PENDING||Priority|s.abc\n")
+    code, _, err = sweeps_command("cancel")
+    more = "; runs at work save a checkpoint first"
+    assert (code, err) == (0, f"sweep s: cancelled 2 runs, 1 SLURM job{more}\n")
+    assert (tmp_path / "cancelled").read_text() == "12_2\n12\n"
+    stopped = "SIGTERM at step 12 of 60; checkpoint written; not requeued: the sweep was cancelled"
+    sweep.record(1, State.PREEMPTED, step=12, reason=stopped)
+    found = json_of("status")
+    assert found["summary"]["states"] == {"completed": 1, "cancelled": 3}
+    before = "cancelled by the user before it began"
+    assert [run["reason"] for run in found["runs"]] == [
+        None,
+        "cancelled by the user; SIGTERM at step 12 of 60; checkpoint written",
+        before,
+        before,
+    ]
+    assert found["failures"] == []
+    assert sweeps_command("status")[0] == 0
+    assert [run["index"] for run in json_of("retry", "--dry-run")["runs"]] == [1, 2, 3]
+    said = sweeps_command("cancel")[2]
+    assert said == "sweep s: nothing to cancel; 4 runs: 1 completed, 3 cancelled\n"
+
+
+def test_a_run_that_fails_after_its_cancellation_is_told_as_failed(
+    make_sweep, json_of, slurm_that_obeys
+):
+    sweep = make_sweep(runs=1)
+    sweep.hand_over()
+    sweep.record(0, State.RUNNING, owner=Owner("n1", "elsewhere", 1, 1, "12_0"))
+    slurm_that_obeys.write_text("12|0|RUNNING|n1|None|s.abc\n")
+    json_of("cancel")
+    sweep.record(0, State.FAILED, reason="RuntimeError: no checkpoint")
+    assert json_of("status")["runs"][0]["state"] == "failed"
+
+
+def test_promise_01_what_a_killed_launcher_has_submitted_is_seen_and_cancelled(
+    make_sweep, json_of, slurm_that_obeys, tmp_path
+):
+    """It died between sbatch and the ledger: the job's name alone tells whose it is."""
+    sweep = make_sweep(runs=2)
+    runs = tuple((run.index, 1) for run in sweep.plan.runs)
+    Submission("abc", Share("slurm", runs, 2, drain=False, threads=1), "hash", "/").write(
+        sweep.plan.home
+    )
+    ledger.record(sweep.plan.home, "intent", "abc")
+    slurm_that_obeys.write_text("".join(f"12|{i}|PENDING||Priority|s.abc\n" for i in range(2)))
+    assert [(run["state"], run["job"]) for run in json_of("status")["runs"]] == [
+        ("pending", "12_0"),
+        ("pending", "12_1"),
+    ]
+    (tmp_path / "bin" / "squeue").write_text(
+        f"#!/bin/sh\ncase $* in *%K*) cat {slurm_that_obeys};; *) echo '12|s.abc';; esac\n"
+    )
+    assert json_of("cancel")["runs"] == [0, 1]
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert {run["state"] for run in json_of("status")["runs"]} == {"cancelled"}
+
+
+def test_cancel_waits_for_no_launch_but_says_that_one_is_under_way(make_sweep, sweeps_command):
+    """Behind its back the launch would submit the arrays that it has not come to yet."""
+    sweep = make_sweep()
+    with ledger.locked(sweep.plan.home, "s"):
+        code, _, err = sweeps_command("cancel")
+    assert code == 2
+    assert err.startswith("error: sweep s is being launched already, by process")
+
+
+def test_cancel_counts_no_worker_of_a_slurm_job_as_a_local_one(
+    make_sweep, json_of, slurm_that_obeys
+):
+    """On a machine that is login node and compute node in one its process lives here."""
+    sweep = make_sweep(runs=1)
+    sweep.hand_over()
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        sweep.record(0, State.RUNNING, owner=named(worker.pid, "12_0"))
+        slurm_that_obeys.write_text("12|0|RUNNING|n1|None|s.abc\n")
+        found = json_of("cancel")
+        assert worker.poll() is None
+        worker.kill()
+    assert (found["elements"], found["local_workers"]) == (["12"], 0)

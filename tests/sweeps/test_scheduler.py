@@ -33,8 +33,9 @@ def slurm_says(tmp_path, monkeypatch):
 def test_squeue_tells_apart_what_waits_runs_is_held_and_has_ended(slurm_says):
     slurm_says(
         "squeue",
-        "12|0|PENDING||Priority\n12|1|RUNNING|n1|None\n12|2|PENDING||launch failed requeued held\n"
-        "12|3|TIMEOUT|n2|TimeLimit\n12|4|COMPLETED|n2|None\n13|N/A|COMPLETING|n3|None\n",
+        "12|0|PENDING||Priority|a\n12|1|RUNNING|n1|None|a\n"
+        "12|2|PENDING||launch failed requeued held|a\n12|3|TIMEOUT|n2|TimeLimit|a\n"
+        "12|4|COMPLETED|n2|None|a\n13|N/A|COMPLETING|n3|None|b|c\n",
     )
     queue = scheduler.queue()
     assert sorted(queue) == ["12_0", "12_1", "12_2", "13"]
@@ -42,6 +43,7 @@ def test_squeue_tells_apart_what_waits_runs_is_held_and_has_ended(slurm_says):
     assert (queue["12_1"].why, queue["12_1"].node) == (None, "n1")
     assert queue["12_2"].why == "launch failed requeued held; `scontrol release` lets it start"
     assert queue["13"].why == "COMPLETING"
+    assert queue.jobs == {"a": "12", "b|c": "13"}
     assert list(queue.endings) == ["12_3"]
     ending = queue.endings["12_3"]
     assert (ending.state, ending.node) == (State.TIMEOUT, "n2")
