@@ -8,6 +8,8 @@ SHELL := bash
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests wait for SLURM much of their time.
+TESTS_AT_ONCE := 3
 EXTRAS := gpt2,notebook,test,triton
 # Tests compare with files in these two (plays, GPT-2's vocabulary) and never import them; with what
 # they depend on it would be a dozen packages more.
@@ -45,7 +47,7 @@ test: check ## check, then every test
 	$(heading) 'slurm: set up'
 	@tests/slurm/install.sh || [ -z "$$CI" ]
 	$(heading) 'pytest'
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
 check: .venv/.complete ## lint, format and strict types
 	$(heading) 'ruff check'
