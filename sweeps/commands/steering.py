@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias
 
-from rundir import DONE, ENDED, State, Status, UserError, unknown
-from rundir.files import write_status
+from rundir import DONE, ENDED, State, Status, UserError, unknown, write_json
+from rundir.files import RUN_FILE, write_status
 from rundir.wording import count_of
 from sweeps.cluster import intents, scheduler
 from sweeps.cluster.scheduler import Queue
@@ -151,9 +152,23 @@ def _withdraw(plan: Plan, state: RunState) -> bool:
     directory = plan.directory(state.run)
     directory.mkdir(parents=True, exist_ok=True)
     before = state.status or Status(State.CANCELLED, started_at=now)
+    _tell_config(plan, state.run)
     ended = replace(before, state=State.CANCELLED, attempt=attempt, updated_at=now, ended_at=now)
     write_status(directory, replace(ended, reason="cancelled by the user before it began"))
     return True
+
+
+def _tell_config(plan: Plan, run: PlannedRun) -> None:
+    """Write the run.json of a run that has not begun, for whoever collects its directory."""
+    from sweeps.work.execution import Job, record_of
+
+    path = plan.directory(run) / RUN_FILE
+    if path.exists():
+        return
+    with suppress(UserError):  # it reads the time or the environment: no worker could begin it
+        composed = plan.composed(run)
+        place = (plan.directory(run), run.name, run.signature, plan.sweep, run.index)
+        write_json(path, {**record_of(Job(composed, *place), {}), "attempts": []})
 
 
 def retry(arguments: Arguments) -> int:

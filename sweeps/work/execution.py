@@ -98,11 +98,12 @@ def write_snapshot(job: Job, run: Run) -> None:
     path = job.directory / RUN_FILE
     before = read_json(path) or {}
     write_json(
-        path, {**_record(job, before), "attempts": [*before.get("attempts", ()), _attempt(run)]}
+        path, {**record_of(job, before), "attempts": [*before.get("attempts", ()), _attempt(run)]}
     )
 
 
-def _record(job: Job, before: dict[str, Any]) -> dict[str, Any]:
+def record_of(job: Job, before: dict[str, Any]) -> dict[str, Any]:
+    """Return what run.json says of a run besides its attempts, given what it has said so far."""
     return {
         "version": SCHEMA_VERSION,
         "name": job.name,

@@ -5,12 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from analysis import collector, tables
+from analysis.store import read_problems
 from rundir import State, read_status
 from sweeps.follow.progress import Pace
+from sweeps.planning.identity import signature
+from sweeps.planning.plan import PlanBase
 from sweeps.records import claims, ledger
 from sweeps.records.ledger import Share, Submission
 from sweeps.records.owners import Owner, named
@@ -64,6 +69,24 @@ def test_cancelling_a_waiting_run_takes_it_from_the_workers_for_good(
     own = read_status(sweep.plan.directory(sweep.plan.runs[1]))
     assert own.reason == "cancelled by the user before it began"
     assert claims.attempts(sweep.plan.claims) == {"1": 1}
+
+
+def test_a_run_cancelled_before_it_began_has_its_config_on_record(
+    make_sweep, json_of, monkeypatch, tmp_path
+):
+    sweep = make_sweep(runs=2)
+    config = "task: toy.run\nseed: 0\noptimizer: {lr: 0.1}\n"
+    resolved = {"task": "toy.run", "seed": 1, "optimizer": {"lr": 0.1}}
+    run = replace(sweep.plan.runs[1], signature=signature(resolved))
+    sweep.plan.runs[1], sweep.plan.bases = run, [PlanBase((), config, "{}")]
+    sweep.plan.write()
+    sweep.hand_over("local")
+    monkeypatch.setattr("sweeps.records.ledger.Entry.live_job", lambda *_: "local workers")
+    json_of("cancel", "--runs", "1")
+    collector.collect([tmp_path / "multirun"], store=tmp_path / "store")
+    row = tables.runs(store=tmp_path / "store", all_columns=True).set_index("name").loc["seed-1"]
+    assert (row["state"], row["config.seed"], row["index"]) == ("cancelled", 1, 1)
+    assert read_problems(tmp_path / "store").num_rows == 0
 
 
 def test_a_followed_log_ends_with_its_run(shell, toy):
