@@ -43,6 +43,21 @@ def test_nothing_is_left_beside_the_claims(tmp_path):
     assert os.listdir(tmp_path) == ["1.1"]
 
 
+def test_a_claim_whose_answer_nfs_has_lost_is_known_as_ours(tmp_path, monkeypatch):
+    """The client repeats the request and is told that the file exists: it is the one it made."""
+    link = os.link
+
+    def repeated(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", repeated)
+    assert claims.claim(tmp_path, "1", 1, owners.myself())
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert not claims.claim(tmp_path, "1", 1, owners.myself())
+    assert os.listdir(tmp_path) == ["1.1"]
+
+
 def test_an_owner_is_alive_until_its_process_ends():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = owners.named(process.pid)
