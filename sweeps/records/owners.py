@@ -26,11 +26,19 @@ class Owner:
     """Start time of the process in clock ticks since boot, from /proc."""
     job: str | None = None
     """SLURM job or array element, e.g. ``1234_5``."""
+    restarts: int = 0
+    """Times that SLURM had begun the job again."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Owner:
         """Return the owner that a claim or the ledger recorded."""
-        return cls(**{field.name: record[field.name] for field in fields(cls)})
+        known = {field.name for field in fields(cls)} - {"restarts"}
+        return cls(**{name: record[name] for name in known}, restarts=record.get("restarts", 0))
+
+    def is_before(self, other: Owner) -> bool:
+        """Say whether it worked in an earlier incarnation of the other's job, and so is gone."""
+        is_same = self.job is not None and self.job == other.job
+        return is_same and self.restarts < other.restarts and not self.is_alive_here()
 
     def is_alive_here(self) -> bool:
         """Say whether it is a live process of this machine."""
@@ -45,20 +53,21 @@ class Owner:
         if self.boot == _boot_id():
             return self.is_alive_here()
         if self.host == os.uname().nodename and self.job is None:
-            return False
+            # Of this boot, it is in another container with this host's name: not for us to see.
+            return self.boot.split()[:1] == _boot_id().split()[:1]
         if self.job is not None and live_jobs is not None:
             return self.job in live_jobs
         return True
 
 
-def myself(job: str | None = None) -> Owner:
+def myself(job: str | None = None, restarts: int = 0) -> Owner:
     """Return this process as an owner."""
-    return named(os.getpid(), job)
+    return named(os.getpid(), job, restarts)
 
 
-def named(pid: int, job: str | None = None) -> Owner:
+def named(pid: int, job: str | None = None, restarts: int = 0) -> Owner:
     """Return a live process of this host as an owner."""
-    return Owner(os.uname().nodename, _boot_id(), pid, _start_time(pid) or 0, job)
+    return Owner(os.uname().nodename, _boot_id(), pid, _start_time(pid) or 0, job, restarts)
 
 
 @lru_cache(maxsize=1)
