@@ -7,20 +7,34 @@ from pathlib import Path
 
 from rundir import ClusterError
 from sweeps.cluster.scheduler import ask
-from sweeps.records.ledger import Note, Submission
+from sweeps.records.ledger import LOCAL, Note, Share, Submission
+from sweeps.records.owners import Owner, myself
 
 
-def this_element() -> str | None:
-    """Return this process's SLURM array element or job, e.g. ``1234_5``; None outside SLURM."""
+def this_element(share: Share | None = None) -> str | None:
+    """Return this process's SLURM array element or job, e.g. ``1234_5``; None outside SLURM.
+
+    Args:
+        share: the worker's. A local worker is no element: the job around it is the user's own.
+    """
+    if share is not None and share.backend == LOCAL:
+        return None
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
 
 
-def restarts() -> int:
+def restarts(share: Share | None = None) -> int:
     """Return how often SLURM has begun this element again, whoever asked for it."""
+    if this_element(share) is None:
+        return 0
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def claimant(share: Share | None = None) -> Owner:
+    """Return this process as the owner of what it claims."""
+    return myself(this_element(share), restarts(share))
 
 
 def requeue(submission: Submission, home: Path, element: int) -> str | None:
@@ -36,7 +50,7 @@ def requeue(submission: Submission, home: Path, element: int) -> str | None:
         home: the sweep's own directory.
         element: this worker's number in the submission.
     """
-    me = this_element()
+    me = this_element(submission.share)
     if me is None:
         return "outside SLURM there is no queue"
     if submission.is_cancelled(home):

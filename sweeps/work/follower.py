@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,10 @@ from sweeps.work.execution import STOP_SIGNALS, signals_blocked
 from sweeps.work.leader import POLL_S
 from sweeps.work.ranks import Line, Place, Task
 from sweeps.work.slots import Slots
+
+PATIENCE_S = 600.0
+"""Seconds to wait for the leader's address. It is written before any run: a leader that takes so
+long is gone."""
 
 LOOK_S = (0.1, 1.0)
 """Seconds between two looks for the leader's address: the first ones, and later."""
@@ -37,13 +43,20 @@ class Follower:
         self._slots = Slots(1, None)
         self._ends_at: float | None = None
         self._killed = False
+        self._is_stopped = False
 
     def work(self) -> int:
-        """Work until the leader has no more runs; return 1 if it went without a word."""
+        """Work until the leader has no more runs; return 1 if it went without a word.
+
+        One that had ended before this task was there says by its own exit code how it went.
+        """
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         try:
-            self._line = self._connected()
+            line = self._connected()
+            if line is None:
+                return 0
+            self._line = line
             warmup.warm_up(self.plan, self.submission.share)
             self._line.send(ready=True)
             while "leave" not in (order := self._line.receive() or {}):
@@ -53,10 +66,19 @@ class Follower:
             return 1
         return 0
 
-    def _connected(self) -> Line:
-        found = _address_in(self._leader)
+    def _connected(self) -> Line | None:
+        """Return the line to the leader; None if it has ended already, or this task is stopped.
+
+        Raises:
+            EOFError: it can't be found or reached.
+        """
+        found = _address_in(self._leader, lambda: self._is_stopped)
+        if found is None:
+            return None
         try:
             line = Line(socket.create_connection((found["address"], found["port"]), timeout=60))
+        except ConnectionRefusedError:
+            return None
         except OSError as error:
             raise EOFError from error
         line.socket.settimeout(None)
@@ -99,19 +121,28 @@ class Follower:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Pass it on; between two runs the leader, which has it too, decides what comes of it."""
+        self._is_stopped = True
         self._slots.tell(number)
 
 
-def _address_in(path: Path) -> dict[str, Any]:
-    """Return the leader's address once it is written."""
+def _address_in(path: Path, is_stopped: Callable[[], bool]) -> dict[str, Any] | None:
+    """Return the leader's address once it is written; None if told to stop meanwhile.
+
+    Raises:
+        EOFError: it was not there in time.
+    """
     pause, longest = LOOK_S
-    while True:
+    end = time.monotonic() + PATIENCE_S
+    while not is_stopped():
         found = read_json(path)
         if found is not None:
             return found
+        if time.monotonic() > end:
+            raise EOFError
         time.sleep(pause)
         pause = min(longest, 1.5 * pause)
         # An NFS client remembers for up to a minute that a file was absent. A change of its own
         # makes it look at the folder again.
-        with NamedTemporaryFile(dir=path.parent, prefix=".look."):
+        with suppress(OSError), NamedTemporaryFile(dir=path.parent, prefix=".look."):
             pass
+    return None

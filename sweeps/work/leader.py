@@ -51,7 +51,8 @@ class Leader:
 
     task: Task
     path: Path
-    """Where its address is written; removed when the element ends."""
+    """Where its address is written. It stays: that nobody answers there tells a late follower that
+    the element has ended."""
     _fellows: list[_Fellow] = field(default_factory=list)
     _attempt: int = 0
     _ends_at: float | None = None
@@ -128,7 +129,6 @@ class Leader:
         self._server.close()
         for fellow in self._fellows:
             fellow.line.socket.close()
-        self.path.unlink(missing_ok=True)
 
     def _hear(self, seconds: float) -> None:
         """Take in what followers say within ``seconds``, and followers that report for work."""
@@ -142,9 +142,10 @@ class Leader:
     def _admit(self, line: Line) -> None:
         try:
             hello = line.receive(GRACE_S) or {}
-        except (EOFError, ValueError):
+        except EOFError:
             hello = {}
-        if secrets.compare_digest(str(hello.get("secret")), self._secret):
+        said = str(hello.get("secret")).encode(errors="replace")
+        if secrets.compare_digest(said, self._secret.encode()):
             fellow = _Fellow(line, hello["rank"], hello["node"])
             self._fellows.append(fellow)
             self._fellows.sort(key=lambda fellow: fellow.rank)

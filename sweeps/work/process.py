@@ -54,7 +54,7 @@ def be_the_run(
             git=submission.git,
             place=place,
         )
-        threads, element = warmup.threads(submission.share), requeue.this_element()
+        threads, element = warmup.threads(submission.share), requeue.this_element(submission.share)
         status = execute(job, attempt.number, threads, slurm_job=element)
         code = status.exit_code or 0
         if report is not None:

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing import Any
 from rundir.files import LOG_FILE
 from sweeps.cluster import requeue
 from sweeps.records.ledger import SLURM, Submission
+
+LINE_BYTES = 1 << 20
+"""Most that a message may be long; those of ours take less than a thousandth of it."""
 
 RANKS_DIR = "ranks"
 """Folder of a submission in which the leaders' addresses lie."""
@@ -112,28 +116,35 @@ class Line:
         """Return the next message; None if there was none for so long.
 
         Raises:
-            EOFError: the other end is gone.
+            EOFError: the other end is gone, or speaks otherwise than ours.
         """
+        end = None if seconds is None else time.monotonic() + seconds
         while b"\n" not in self._read:
-            if not select.select([self.socket], [], [], seconds)[0]:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not select.select([self.socket], [], [], left)[0]:
                 return None
             try:
                 more = self.socket.recv(1 << 16)
             except OSError:
                 more = b""
-            if not more:
+            if not more or len(self._read) > LINE_BYTES:
                 raise EOFError
             self._read += more
         text, _, self._read = self._read.partition(b"\n")
-        message: dict[str, Any] = json.loads(text)
-        return message
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise EOFError from error
+        if isinstance(message, dict):
+            return message
+        raise EOFError
 
 
 def address_file(submission: Submission, home: Path, element: int) -> Path:
     """Return where the leader of an element, as often as SLURM has begun it, says where it is."""
     folder = submission.folder(home) / RANKS_DIR
     folder.mkdir(exist_ok=True)
-    return folder / f"{element}.{requeue.restarts()}.json"
+    return folder / f"{element}.{requeue.restarts(submission.share)}.json"
 
 
 def write_address(path: Path, record: Mapping[str, Any]) -> None:

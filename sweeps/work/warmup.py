@@ -8,13 +8,15 @@ import traceback
 
 from sweeps.planning.plan import Plan
 from sweeps.records import provenance
-from sweeps.records.ledger import Share
+from sweeps.records.ledger import SLURM, Share
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def threads(share: Share) -> int | None:
     """Return the CPU threads of a run's process: what SLURM allots, shared by those beside it."""
+    if share.backend != SLURM:
+        return share.threads
     if os.environ.get("SLURM_CPUS_PER_TASK"):
         return max(1, int(os.environ["SLURM_CPUS_PER_TASK"]) // share.slots)
     if os.environ.get("SLURM_CPUS_ON_NODE"):
