@@ -50,6 +50,7 @@ def launch() -> int:
     # Hydra prints an error in its own many lines, unless it is told to let it through.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _without_json(sys.argv[1:])
+    sweeps.use_frozen_tasks()
     try:
         main()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:

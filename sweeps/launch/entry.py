@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from rundir import UserError
@@ -22,10 +25,22 @@ from sweeps.launch import single
 from sweeps.launch.preview import DryRun
 from sweeps.planning import composition
 from sweeps.planning.composition import Composed, Composer
+from sweeps.records import freeze
 from sweeps.records.provenance import PROJECT_ROOT
 
 CONFIG_DIR = PROJECT_ROOT / "conf"
 CONFIG_NAME = "config"
+
+
+def use_frozen_tasks() -> None:
+    """Launched from a frozen copy, import tasks from it too.
+
+    Raises:
+        OptsweepError: the copy was changed.
+    """
+    if freeze.is_copy(PROJECT_ROOT):
+        freeze.verify(PROJECT_ROOT)
+        sys.path[1:1] = freeze.task_places(PROJECT_ROOT)
 
 
 def run_composed(config: DictConfig) -> int:
@@ -35,8 +50,16 @@ def run_composed(config: DictConfig) -> int:
         config: the job's config, without the ``hydra`` node.
     """
     composed, directory = _composed(config)
+    _refuse_the_queue(composed)
     dry_run = DryRun.of(composed.resolved.get("dry_run"))
     return single.run_one(composed, dry_run=dry_run, directory=directory)
+
+
+def _refuse_the_queue(composed: Composed) -> None:
+    """Refuse to train on the login node what was meant for SLURM; within a job it is right."""
+    launcher = get_class(str(composed.hydra.launcher._target_))
+    if getattr(launcher, "is_detached", False) and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("cluster=slurm is for sweeps; add -m (one run is a sweep of one)")
 
 
 def run_as_job(config: DictConfig) -> float | None:

@@ -66,11 +66,14 @@ class Planner(Sweeper):
         try:
             best = self._first_stage(name, root.parent)
         except stages.Unfinished as error:
-            if dry_run is DryRun.TEXT:
-                stages.show(error, self._expand(arguments, stages.placeholder)[0])
-            elif dry_run is DryRun.NO and launcher.is_detached and error.jobs:
-                self._expand(arguments, stages.placeholder)  # what is wrong with it is said here
-                successor.submit(error, root, _node(self.config, "cluster"))
+            if dry_run is not DryRun.NO:
+                points, _ = self._expand(arguments, stages.placeholder)
+                stages.show(error, root, points, as_json=dry_run is DryRun.JSON)
+            elif launcher.is_detached and error.jobs:
+                # What is wrong with the definition is said here, before anything waits.
+                points, _ = self._expand(arguments, stages.placeholder)
+                tasks = {str(point.get("task", self.config.task)) for point in points}
+                successor.submit(error, root, _node(self.config, "cluster"), tasks)
             else:
                 raise
             return

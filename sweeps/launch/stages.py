@@ -312,8 +312,14 @@ def resolving(best: Best) -> Iterator[None]:
         OmegaConf.clear_resolver("best")
 
 
-def show(waiting: Unfinished, points: Sequence[Point]) -> None:
+def show(waiting: Unfinished, root: Path, points: Sequence[Point], *, as_json: bool) -> None:
     """Print what is known of a second stage whose first one is not over."""
+    if as_json:
+        first = {"sweep": waiting.after.sweep, "jobs": list(waiting.jobs), "why": str(waiting)}
+        place = {"sweep": waiting.name, "directory": str(root)}
+        runs = [{"varying": point} for point in points]
+        display.emit({**place, "waits_for": first, "runs": runs})
+        return
     for point in points:
         display.out.print(shown(point), markup=False)
     display.err.print(f"{waiting}", markup=False)

@@ -1,57 +1,99 @@
 """The job that launches a second stage when the jobs of the first one are over.
 
 It is the user's own command typed again: from the same directory, with the same Python, and with
-the code as it is then. Launching submits only what is missing, so that neither a second such job
-nor one that is killed does any harm.
+the code and the definitions as they were when it was typed, frozen in the second stage's own
+directory. Launching submits only what is missing, so that neither a second such job nor one that is
+killed does any harm.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from hydra._internal.utils import get_args
+
+from rundir import UserError, read_json, write_json
 from rundir.files import SWEEP_DIR
 from sweeps.cluster import scheduler
 from sweeps.cluster.clusters import SlurmCluster, cluster
-from sweeps.cluster.launchers import sbatch, slurm_executor
+from sweeps.cluster.launchers import SlurmLauncher, sbatch, slurm_executor
 from sweeps.follow import display
 from sweeps.launch.stages import Unfinished
 from sweeps.planning.plan import SUCCESSOR_DIR
+from sweeps.records import ledger, provenance
+from sweeps.records.freeze import CODE_DIR, freeze, tree_hash
 
 MEMORY_GB = 4
 """Enough to plan 10,000 runs several times over."""
 
+WAITING_FILE = "waiting.json"
+"""Tells which job carries out which command."""
 
-def submit(waiting: Unfinished, root: Path, node: Mapping[str, Any]) -> None:
+
+def submit(
+    waiting: Unfinished, root: Path, node: Mapping[str, Any], tasks: Iterable[str] = ()
+) -> None:
     """Submit the job, unless it waits already, and say what it waits for.
+
+    One that waits for other jobs than those at work, or for an earlier command or state of the
+    code, is replaced.
 
     Args:
         waiting: what keeps the second stage from being launched.
         root: the second stage's directory.
         node: the ``cluster`` node of this launch.
+        tasks: dotted names of the functions that its runs call.
 
     Raises:
-        UserError: an impossible ``cluster`` node.
+        UserError: an impossible ``cluster`` node, or another launch under way.
         ClusterError: with sbatch's words.
     """
-    scheduler.require()
+    SlurmLauncher.require(root)
+    small = _small(node, waiting.jobs)
     name = f"{waiting.name}.{SUCCESSOR_DIR}"
-    said = scheduler.ask("squeue", "--noheader", "--me", f"--name={name}", "--format=%A")
-    job = said.split()[0] if said.strip() else None
-    again = "still waits" if job else "waits"
-    if job is None:
+    with ledger.locked(root / SWEEP_DIR, waiting.name):
+        queued = _queued(name)
         folder = (root / SWEEP_DIR / SUCCESSOR_DIR).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        job = sbatch(slurm_executor(_small(node, waiting.jobs), folder, name), _command())
-        display.err.print(f"submitted job {job}; its log: {folder}/{job}_0_log.out", markup=False)
+        command = _command(root / SWEEP_DIR, folder, tasks)
+        record = read_json(folder / WAITING_FILE) or {}
+        job = str(record.get("job"))
+        is_there = queued.get(job) == set(waiting.jobs) and record.get("command") == command
+        if not is_there:
+            job = sbatch(slurm_executor(small, folder, name), command)
+            write_json(folder / WAITING_FILE, {"job": job, "command": command})
+            display.err.print(
+                f"submitted job {job}; its log: {folder}/{job}_0_log.out", markup=False
+            )
+        scheduler.cancel(queued.keys() - {job})
+    again = "still waits" if is_there else "waits"
     display.err.print(
         f"sweep {waiting.name} {again} for {waiting.after.sweep} (job {', '.join(waiting.jobs)}): "
         f"job {job} launches it then; nothing needs this shell",
         markup=False,
     )
+
+
+def _queued(name: str) -> dict[str, set[str]]:
+    """Return the jobs of this name that wait, and what each of them waits for.
+
+    This process may itself be in such a job; it does not wait any more.
+    """
+    asked = ("--me", f"--name={name}", "--states=PENDING", "--format=%A %E")
+    found = {}
+    for line in scheduler.ask("squeue", "--noheader", *asked).splitlines():
+        job, _, dependency = line.partition(" ")
+        if job != os.environ.get("SLURM_JOB_ID"):
+            found[job] = set(re.findall(r"(?:^|[:,])(\d+)", dependency))
+    return found
 
 
 def _small(node: Mapping[str, Any], jobs: Sequence[str]) -> SlurmCluster:
@@ -73,7 +115,38 @@ _ONE_SMALL_JOB = {
 }
 
 
-def _command() -> str:
-    """Return the shell command of this very launch."""
-    program = str(Path(sys.argv[0]).absolute())
-    return shlex.join(["env", "-C", str(Path.cwd()), sys.executable, "-u", program, *sys.argv[1:]])
+def _command(home: Path, folder: Path, tasks: Iterable[str]) -> str:
+    """Freeze what this very launch is made of; return the shell command that repeats it."""
+    program = home.absolute() / CODE_DIR / freeze(home, names=sorted(tasks)) / "launch.py"
+    settings = []
+    git = provenance.git_state()
+    if git is not None:
+        settings = [f"{provenance.GIT_VARIABLE}={json.dumps(git)}"]
+    words = ["env", "-C", str(Path.cwd()), *settings, sys.executable, "-u", str(program)]
+    return shlex.join([*words, *_with_frozen_definitions(sys.argv[1:], folder)])
+
+
+def _with_frozen_definitions(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Return the arguments with the directory of ``--config-dir`` replaced by a copy of it."""
+    given = get_args(list(arguments)).config_dir
+    if given is None:
+        return list(arguments)
+    source = Path(given)
+    if not source.is_dir():
+        raise UserError(f"--config-dir {given}; must be a directory")
+    copy = folder / f"config-{tree_hash(source)}"
+    if not copy.is_dir():
+        work = copy.with_suffix(".new")
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(source, work, symlinks=True)
+        work.rename(copy)
+    changed: list[str] = []
+    for word in arguments:
+        flag, equals, _ = word.partition("=")
+        is_value = bool(changed) and changed[-1] in _CONFIG_DIR
+        joined = flag in _CONFIG_DIR and equals
+        changed.append(f"{flag}={copy}" if joined else str(copy) if is_value else word)
+    return changed
+
+
+_CONFIG_DIR = ("--config-dir", "-cd")

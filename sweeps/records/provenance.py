@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,9 @@ from typing import Any
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 """Directory that holds launch.py and conf/; in a job, its frozen copy."""
+
+GIT_VARIABLE = "OPTSWEEP_GIT"
+"""Environment variable that holds, for a launch from a frozen copy, the state it was copied in."""
 
 _PACKAGES = ("hydra-core", "numpy", "omegaconf", "submitit", "torch", "triton")
 
@@ -33,6 +37,10 @@ def packages() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any] | None:
     """Return the commit and a hash of uncommitted changes; None outside git."""
+    recorded = os.environ.get(GIT_VARIABLE)
+    if recorded:
+        found: dict[str, Any] = json.loads(recorded)
+        return found
     sha = _git("rev-parse", "HEAD")
     if sha is None:
         return None

@@ -42,24 +42,46 @@ def wait_for_completed(login, sweep: str, count: int) -> list[dict]:
         time.sleep(0.5)
 
 
-def test_a_second_stage_launched_at_once_starts_by_itself_when_the_first_is_over(login, toy, slurm):
+def test_promise_05_a_second_stage_starts_by_itself_with_the_code_it_was_launched_with(
+    login, toy, slurm
+):
     first = login(*launch(toy, "one", "+cluster.additional_parameters.hold=true")).stderr
     held = re.search(r"as job (\d+)", first)[1]
-    done = login(*launch(toy, "two", "cluster.mem_gb=1"))
+    (login.cwd / "own.py").write_text("from toy import run\n")
+    two = launch(toy, "two", "task=own.run", "cluster.mem_gb=1")
+    done = login(*two)
     assert "sweep two waits for one (job " in done.stderr
     assert not (login.cwd / "multirun" / "two" / ".sweep" / "plan.json").exists()
-    again = login(*launch(toy, "two", "cluster.mem_gb=1"))
+    again = login(*two)
     assert "sweep two still waits for one (job " in again.stderr
     waiting = slurm.run("squeue", "--noheader", "--name=two.successor", "--format=%i %E").stdout
     assert len(waiting.splitlines()) == 1
     assert f"afterany:{held}" in waiting
     assert "two is not launched yet" in login("-m", "sweeps", "status", "two", code=2).stderr
+    (login.cwd / "own.py").write_text("raise SystemExit('edited while the job waited')\n")
+    (login.cwd / "mine" / "sweep" / "two.yaml").write_text("edited: while the job waited")
     slurm.run("scontrol", "release", held)
     wait_for_completed(login, "one", 3)
     runs = wait_for_completed(login, "two", 2)
     for run in runs:
         record = json.loads((login.cwd / run["directory"] / "run.json").read_text())
         assert f"{LR}=0.1" in record["overrides"], "the concrete value, not where it came from"
+
+
+def test_a_job_that_waits_for_an_earlier_job_of_the_first_stage_is_replaced(login, toy, slurm):
+    hold = "+cluster.additional_parameters.begin=now+1hour"
+    login(*launch(toy, "one", hold))
+    login(*launch(toy, "two"))
+    (before,) = slurm.run(
+        "squeue", "--noheader", "--name=two.successor", "--format=%A"
+    ).stdout.split()
+    slurm.run("scontrol", "update", f"JobId={before}", "Dependency=")
+    slurm.run("scontrol", "hold", before)
+    assert "sweep two waits for one (job " in login(*launch(toy, "two")).stderr
+    (after,) = slurm.run(
+        "squeue", "--noheader", "--name=two.successor", "--format=%A"
+    ).stdout.split()
+    assert after != before
 
 
 def test_a_second_stage_that_could_not_be_planned_is_refused_while_the_first_one_runs(login, toy):

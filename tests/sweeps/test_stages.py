@@ -208,6 +208,11 @@ def test_promise_18_a_second_sweep_takes_what_the_first_one_found(shell, two_sta
     dry = two_stages("two", "dry_run=true")
     assert f"optimizer=best(optimizer), lr=best({LR}), seed=1" in dry.stdout
     assert "was never launched" in dry.stderr
+    shown = json.loads(two_stages("two", "dry_run=true", "--json").stdout)
+    assert (shown["sweep"], shown["directory"]) == ("two", "multirun/two")
+    assert shown["waits_for"]["sweep"] == "one"
+    assert "was never launched" in shown["waits_for"]["why"]
+    assert shown["runs"][0]["varying"]["seed"] == 1
     assert not (shell.cwd / "multirun").exists()
     two_stages("one")
     two_stages("two")
