@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra import version
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
@@ -16,6 +17,12 @@ LAUNCHER = "optsweep_local"
 def _project_on_the_path(monkeypatch):
     """Hydra's scripts lie elsewhere and find our plugins only on the path."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+
+
+@pytest.fixture(autouse=True)
+def _no_version_base(monkeypatch):
+    """What a test before this one left would decide in which directory Hydra's jobs run."""
+    monkeypatch.setattr(version.VersionBase.instance(), "version_base", version._UNSPECIFIED_)
 
 
 def test_hydra_finds_the_launchers():
