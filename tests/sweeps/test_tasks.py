@@ -11,8 +11,10 @@ from sweeps.planning import tasks
     [
         (
             {"lr": "abc"},
-            "check checking.check failed: TypeError: "
-            "'<=' not supported between instances of 'str' and 'int'",
+            (
+                "check checking.check failed: TypeError: "
+                "'<=' not supported between instances of 'str' and 'int'"
+            ),
         ),
         ({"lr": "assert"}, "check checking.check failed: AssertionError"),
         ({}, "check checking.check failed: KeyError: 'lr'"),
