@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,7 @@ from sweeps.cluster.limits import Limits, read_limits
 from sweeps.follow import display, local, states
 from sweeps.follow.states import RunState
 from sweeps.launch.preview import Array, DryRun, Preview
+from sweeps.planning.composition import Composed
 from sweeps.planning.plan import Candidate, Plan
 from sweeps.records import ledger, provenance
 from sweeps.records.freeze import freeze, present_hash
@@ -88,15 +89,13 @@ def again(plan: Plan, indices: Sequence[int], *, exclude_nodes: Sequence[str] = 
         exclude_nodes: SLURM nodes to avoid, besides those of ``cluster.exclude``.
 
     Raises:
-        UserError: another launch is under way, or a run does not compose to what was planned.
+        UserError: another launch is under way, or runs do not compose to what was planned.
         ClusterError: the scheduler refused; says what was and what was not submitted.
     """
     with ledger.locked(plan.home, plan.sweep):
         plan = _settled(plan)
         asked, wanted = _survey(plan, indices)
-        requests = _requests(
-            {state.run.signature: _planned(plan, state, exclude_nodes) for state in wanted}
-        )
+        requests = _requests(_planned(plan, wanted, exclude_nodes))
         launchers = list({request.launcher: None for request in requests.values()})
         for launcher in launchers:
             launcher.require(plan.root)
@@ -153,10 +152,24 @@ def _requests(asked: Mapping[str, tuple[Launcher, dict[str, Any]]]) -> dict[str,
 
 
 def _planned(
-    plan: Plan, state: RunState, exclude_nodes: Sequence[str]
+    plan: Plan, wanted: Sequence[RunState], exclude_nodes: Sequence[str]
+) -> dict[str, tuple[Launcher, dict[str, Any]]]:
+    """Return the launcher and the ``cluster`` node that runs were planned with, by signature.
+
+    Cost: 10 ms for each of the nodes, and 0.1 ms a run.
+    """
+    found: dict[Hashable, tuple[Launcher, dict[str, Any]]] = {}
+    keys = {state.run.signature: plan.alike(state.run) for state in wanted}
+    for state in wanted:
+        key = keys[state.run.signature]
+        if key not in found:
+            found[key] = _composed_request(plan.composed(state.run), exclude_nodes)
+    return {signature: found[key] for signature, key in keys.items()}
+
+
+def _composed_request(
+    composed: Composed, exclude_nodes: Sequence[str]
 ) -> tuple[Launcher, dict[str, Any]]:
-    """Return the launcher and the ``cluster`` node that a run was planned with."""
-    composed = plan.composed(state.run)
     launcher: Launcher = get_class(str(composed.hydra.launcher._target_))
     node = dict(composed.resolved.get("cluster") or {})
     if exclude_nodes and launcher.is_detached:

@@ -7,6 +7,7 @@ import json
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from rundir import UserError
 from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
@@ -123,3 +124,30 @@ def test_the_error_of_one_run_among_many_names_run_key_and_what_is_legal(
         candidates(composer, "s", [{key: value} for value in values], ["model=nano"])
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
+
+
+def test_promise_19_runs_that_ask_the_same_of_the_cluster_share_what_is_composed(
+    composer, tmp_path, monkeypatch
+):
+    points = [{"seed": seed, "cluster.timeout_min": 5 + seed % 2} for seed in range(6)]
+    plan = Plan("s", tmp_path / "s")
+    plan.admit(candidates(composer, "s", points, [*FIXED, "cluster=slurm"]))
+    plan.write()
+    again = Plan.read(plan.root)
+    created = []
+    create = OmegaConf.create
+    monkeypatch.setattr(OmegaConf, "create", lambda *a, **k: created.append(a) or create(*a, **k))
+    keys = [again.alike(run) for run in again.runs]
+    assert len(set(keys)) == 2
+    assert keys[0] == keys[2] != keys[1]
+    found = [again.composed(run).resolved for run in again.runs]
+    assert [one["seed"] for one in found] == list(range(6))
+    assert sum(a[:1] == (again.bases[0].config,) for a in created) == 1, "a base is parsed once"
+
+
+def test_runs_whose_cluster_node_refers_to_their_config_are_composed_one_by_one(composer, tmp_path):
+    plan = Plan("s", tmp_path / "s")
+    fixed = [*FIXED, "cluster=slurm", "cluster.comment=${seed}"]
+    plan.admit(candidates(composer, "s", [{"seed": 1}, {"seed": 2}], fixed))
+    assert plan.alike(plan.runs[0]) != plan.alike(plan.runs[1])
+    assert plan.composed(plan.runs[1]).resolved["cluster"]["comment"] == 2
