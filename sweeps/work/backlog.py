@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache
 
 from rundir import DONE, ENDED, ClusterError, State, read_status
 from sweeps.cluster import requeue, scheduler
@@ -12,22 +12,22 @@ from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims
 from sweeps.records.claims import Claim
 from sweeps.records.ledger import SLURM, Submission
-from sweeps.records.owners import Owner
 from sweeps.work.slots import Attempt
 
 
 class Backlog:
-    """Yields claimed runs: first the worker's share, at its end what dead fellows left behind."""
+    """Yields claimed runs: first the worker's share, then what dead fellows left behind."""
 
-    def __init__(self, plan: Plan, submission: Submission, element: int, owner: Owner) -> None:
+    def __init__(self, plan: Plan, submission: Submission, element: int) -> None:
         self.plan = plan
         self.share = submission.share
-        self._owner = owner
+        self._owner = requeue.claimant(self.share)
         self._runs = self.share.runs if self.share.drain else [self.share.runs[element]]
         self._firsts = dict(self._runs)
         self._due: deque[tuple[int, int]] = deque()
-        self._looked = not self.share.drain
-        if not requeue.restarts():
+        self._returned: list[Attempt] = []
+        self._settled: dict[int, int] = {}
+        if not self._owner.restarts:
             self._due.extend(self._runs)
         elif self.share.drain:
             self._due.extend([*self._left_by(self._is_mine), *self._runs])
@@ -35,16 +35,21 @@ class Backlog:
             self._due.extend(self._again(*self._runs[0]))
 
     def take(self) -> tuple[PlannedRun, int] | None:
-        """Claim the next run that is free; None when none is left."""
-        while True:
-            while self._due:
-                index, attempt = self._due.popleft()
-                if claims.claim(self.plan.claims, str(index), attempt, self._owner):
-                    return self.plan.runs[index], attempt
-            if self._looked:
-                return None
-            self._looked = True
-            self._due.extend(self._left_by(self._is_over))
+        """Claim the next run that is free; None when none is left for the moment."""
+        taken = self._next()
+        if taken is None and self.share.drain:
+            self._due.extend(self._left_by(self._over()))
+            taken = self._next()
+        return taken
+
+    def _next(self) -> tuple[PlannedRun, int] | None:
+        while self._due:
+            index, attempt = self._due[0]
+            won = claims.claim(self.plan.claims, str(index), attempt, self._owner)
+            self._due.popleft()
+            if won:
+                return self.plan.runs[index], attempt
+        return None
 
     def refusal(self, attempt: Attempt, end: State) -> str | None:
         """Return why a run that ended so is not begun again; None if the rules want it."""
@@ -54,9 +59,18 @@ class Backlog:
     def put_back(self, attempt: Attempt) -> None:
         """Have a run that has ended tried once more, after the others."""
         self._due.append((attempt.run.index, attempt.number + 1))
+        self._returned.append(attempt)
+
+    def waiting(self) -> list[Attempt]:
+        """Return those that were put back and have not been begun since."""
+        due = set(self._due)
+        return [a for a in self._returned if (a.run.index, a.number + 1) in due]
 
     def unbegun(self) -> int:
-        """Return how many runs of the share nobody has claimed; costs one listing."""
+        """Return how many runs of the share nobody has claimed; costs one listing, or one look."""
+        if not self.share.drain:
+            ((index, first),) = self._runs
+            return 0 if (self.plan.claims / f"{index}.{first}").exists() else 1
         tried = claims.attempts(self.plan.claims)
         return sum(1 for index, first in self._runs if tried.get(str(index), 0) < first)
 
@@ -77,36 +91,48 @@ class Backlog:
     def _left_by(self, is_gone: Callable[[Claim], bool]) -> Iterator[tuple[int, int]]:
         """Yield the runs that ended early, or whose worker is gone, and the attempt to go on with.
 
-        Costs a listing, and two small files for each run.
+        Costs a listing, and two small files for each run that is not known to have ended for good.
         """
-        held = claims.all_latest(self.plan.claims)
+        held = claims.attempts(self.plan.claims)
         for index, first in self._runs:
-            claim = held.get(str(index))
-            if claim is None or claim.attempt < first:
+            made = held.get(str(index), 0)
+            if made < first or self._settled.get(index) == made:
                 continue
             status = read_status(self.plan.directory(self.plan.runs[index]))
-            if status and status.attempt >= claim.attempt and status.state in ENDED:
+            has_ended = status and status.attempt >= made and status.state in ENDED
+            if status and has_ended:
                 end = status.state
             else:
+                claim = claims.read(self.plan.claims, str(index), made)
                 end = State.LOST if is_gone(claim) else State.RUNNING
-            if self.share.rules.refusal(end, claim.attempt - first) is None:
-                yield index, claim.attempt + 1
+            if self.share.rules.refusal(end, made - first) is None:
+                yield index, made + 1
+            elif has_ended:
+                self._settled[index] = made
 
     def _is_mine(self, claim: Claim) -> bool:
-        return claim.owner.job is not None and claim.owner.job == self._owner.job
+        return claim.owner.is_before(self._owner)
 
-    def _is_over(self, claim: Claim) -> bool:
-        """Say whether the claim's process is surely gone: the kernel says so, or squeue."""
-        if claim.owner.is_alive_here():
-            return False
-        return not claim.owner.is_alive(None) or (
-            self.share.backend == SLURM and not claim.owner.is_alive(self._queue)
-        )
+    def _over(self) -> Callable[[Claim], bool]:
+        """Return what says whether a claim's process is surely gone: by the kernel, or squeue.
 
-    @cached_property
-    def _queue(self) -> scheduler.Queue | None:
-        """What squeue shows, asked once at most; None where it does not answer."""
-        try:
-            return scheduler.queue()
-        except ClusterError:
-            return None
+        It asks squeue once at most.
+        """
+        queue = cache(_queue)
+
+        def is_over(claim: Claim) -> bool:
+            if claim.owner.is_alive_here():
+                return False
+            return not claim.owner.is_alive(None) or (
+                self.share.backend == SLURM and not claim.owner.is_alive(queue())
+            )
+
+        return is_over
+
+
+def _queue() -> scheduler.Queue | None:
+    """Return what squeue shows; None where it does not answer."""
+    try:
+        return scheduler.queue()
+    except ClusterError:
+        return None

@@ -44,8 +44,12 @@ class Slots:
         return not self._at_work
 
     def start(self, run: PlannedRun, number: int, be: Callable[[Attempt], NoReturn]) -> None:
-        """Fork a process that becomes the run. The caller blocks signals meanwhile."""
-        attempt = Attempt(run, number, self._free.pop(0))
+        """Fork a process that becomes the run. The caller blocks signals meanwhile.
+
+        Raises:
+            OSError: the kernel has no process to spare; the slot is still free.
+        """
+        attempt = Attempt(run, number, self._free[0])
         worker = os.getpid()
         child = os.fork()
         if child == 0:
@@ -55,6 +59,7 @@ class Slots:
                 os.environ["CUDA_VISIBLE_DEVICES"] = self._gpus[place]
             be(attempt)
         self._at_work[child] = attempt
+        self._free.remove(attempt.slot)
 
     def wait(self, watch: Callable[[], None] | None = None) -> tuple[Attempt, int]:
         """Wait until a run's process ends; return the run and the status from ``os.waitpid``.

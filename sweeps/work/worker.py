@@ -10,23 +10,25 @@ for their checkpoints, and has SLURM begin it again.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from rundir import ENDED, OptsweepError, State, UserError, exit_code_of, read_status
+from rundir import ENDED, OptsweepError, State, Status, UserError, exit_code_of, read_status
 from rundir.files import write_status
 from sweeps.cluster import cores, requeue
-from sweeps.planning.plan import Plan
+from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import freeze, provenance
 from sweeps.records.failures import FAILURES, Failures
 from sweeps.records.ledger import LOCAL, Note, Share, Submission
-from sweeps.records.owners import myself
 from sweeps.work import warmup
 from sweeps.work.backlog import Backlog
 from sweeps.work.deadline import Deadline
@@ -53,9 +55,11 @@ class Worker:
         """Name of the signal that asked this worker to stop."""
         self.began = 0
         """Runs that it has begun."""
+        self.trouble: str | None = None
+        """What this machine refused it, e.g. a full disk; its runs may end, no more are begun."""
         self._slots = Slots(self.share.slots, self.share.runs_per_gpu)
         self._deadline = Deadline.of(self.share)
-        self._backlog = Backlog(plan, submission, element, myself(requeue.this_element()))
+        self._backlog = Backlog(plan, submission, element)
         self._failures = Failures(plan.home, submission.launch or submission.id, self.share.rules)
         self._interrupted: list[Attempt] = []
         self._leader = leader
@@ -65,9 +69,10 @@ class Worker:
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         self.submission.retract(self.plan.home, Note.REQUEUED, self.element)
-        warmup.warm_up(self.plan, self.share)
-        if self._leader is not None:
-            self._leader.gather(lambda: self.stopped is not None)
+        if self._refusal() is None:
+            warmup.warm_up(self.plan, self.share)
+            if self._leader is not None:
+                self._leader.gather(lambda: self.stopped is not None)
         bad = 0
         self._fill()
         while not self._slots.is_empty:
@@ -77,31 +82,75 @@ class Worker:
             self._fill()
         halt = self._refusal()
         if halt is not None:
-            self._leave(halt)
-        return bad
+            with self._troubles():
+                self._leave(halt)
+        return bad + (self.trouble is not None)
 
     def _fill(self) -> None:
         """Begin runs until every slot has one, none is left, or none may be begun."""
         while not self._slots.is_full and self._refusal() is None:
             # Blocked from the claim to the fork, a stop signal waits until there is a run to tell.
-            with signals_blocked():
+            taken = None
+            with signals_blocked(), self._troubles():
                 is_stopped = self.stopped or signal.sigpending() & set(STOP_SIGNALS)
                 taken = None if is_stopped else self._backlog.take()
                 if taken is not None:
-                    run, number = taken
-                    self.plan.directory(run).mkdir(parents=True, exist_ok=True)
-                    leader = self._leader
-                    place = leader.announce(run.index, number) if leader else ALONE
-                    be = partial(be_the_run, self.plan, self.submission, place=place)
-                    self._slots.start(run, number, be)
-                    self.began += 1
+                    self._begin(*taken)
             if taken is None:
                 return
+
+    def _begin(self, run: PlannedRun, number: int) -> None:
+        """Fork the process of a claimed attempt; record it as failed if that can't be done."""
+        directory, leader = self.plan.directory(run), self._leader
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            place = leader.announce(run.index, number) if leader else ALONE
+            self._slots.start(
+                run, number, partial(be_the_run, self.plan, self.submission, place=place)
+            )
+        except OSError as error:
+            why, now = f"could not be begun: {error.strerror}", time.time()
+            host = os.uname().nodename
+            end = Status(State.FAILED, number, host, reason=why, exit_code=1, ended_at=now)
+            self._note(error)
+            if leader is not None:
+                leader.verdict(end)
+            with self._troubles():
+                self._record(run, end)
+                self._failures.add(run.index)
+        else:
+            self.began += 1
+
+    @contextmanager
+    def _troubles(self) -> Iterator[None]:
+        """Note what can't be written or begun, instead of dying of it with all running runs."""
+        try:
+            yield
+        except (OSError, OptsweepError) as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        """Note and log a trouble; the first one is what explains those that follow from it."""
+        at = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        said = f"{at}{getattr(error, 'strerror', None) or error}"
+        self.trouble = self.trouble or said
+        logging.getLogger(__name__).error("begins no more runs: %s", said)
+
+    def _record(self, run: PlannedRun, status: Status) -> None:
+        """Write how an attempt ended, unless a later attempt has begun meanwhile."""
+        directory = self.plan.directory(run)
+        found = read_status(directory)
+        if found is None or found.attempt <= status.attempt:
+            write_status(directory, status)
 
     def _refusal(self) -> str | None:
         """Return why no further run is begun; None while one may be."""
         if self.stopped is not None:
             return f"the worker was stopped by {self.stopped}"
+        if self.trouble is not None:
+            return self.trouble
+        if self.submission.is_cancelled(self.plan.home):
+            return "the sweep was cancelled"
         if self._leader is not None and self._leader.is_alone:
             return "another of the element's tasks is gone"
         return self._failures.refusal() or self._deadline.refusal()
@@ -112,19 +161,22 @@ class Worker:
         status = read_status(directory)
         if status is None or status.attempt != attempt.number or status.state not in ENDED:
             status = end_of_killed(status, attempt.number, wait_status)
-            write_status(directory, status)
+            with self._troubles():
+                self._record(attempt.run, status)
         if self._leader is not None:
             judged = self._leader.verdict(status)
             if judged != status:
                 status = judged
-                write_status(directory, status)
+                with self._troubles():
+                    self._record(attempt.run, status)
         self._deadline.learn(self.plan, attempt.run, status)
         if status.state is State.PREEMPTED and self.stopped is not None:
             self._interrupted.append(attempt)
         elif self._backlog.refusal(attempt, status.state) is None:
             self._backlog.put_back(attempt)
         elif status.state in FAILURES:
-            self._failures.add(attempt.run.index)
+            with self._troubles():
+                self._failures.add(attempt.run.index)
 
     def _leave(self, halt: str) -> None:
         """Have SLURM begin this element again if there is reason to; where it does not, say so.
@@ -135,14 +187,14 @@ class Worker:
         is_time = self.stopped is None or self._deadline.is_here
         cause = State.TIMEOUT if is_time else State.PREEMPTED
         over = {a: self._backlog.refusal(a, cause) for a in self._interrupted}
+        over |= dict.fromkeys(self._backlog.waiting())
         self._tell({attempt: why for attempt, why in over.items() if why})
         unbegun = self._backlog.unbegun()
         # A worker that came to nothing before its time limit would come to nothing again.
         goes_on = unbegun and self.share.rules.covers(cause) and (self.stopped or self.began)
         if None in over.values() or goes_on:
-            denial = self._failures.refusal() or requeue.requeue(
-                self.submission, self.plan.home, self.element
-            )
+            denial = self.trouble or self._failures.refusal()
+            denial = denial or requeue.requeue(self.submission, self.plan.home, self.element)
             if denial is None:
                 return
             self._tell({attempt: denial for attempt, why in over.items() if why is None})
@@ -151,13 +203,16 @@ class Worker:
             self.submission.note(self.plan.home, Note.UNSTARTED, self.element, said)
 
     def _tell(self, denials: Mapping[Attempt, str]) -> None:
-        """Record why runs that were interrupted are not requeued."""
+        """Record why runs that were interrupted, or to be tried again, are not requeued."""
         for attempt, why in denials.items():
-            directory = self.plan.directory(attempt.run)
-            status = read_status(directory)
-            if status is not None and self.share.backend != LOCAL:
+            status = read_status(self.plan.directory(attempt.run))
+            if status is None or status.attempt != attempt.number:
+                continue
+            if self.share.backend != LOCAL:
                 told = replace(status, reason=f"{status.reason}; not requeued: {why}")
-                write_status(directory, told)
+                self._record(attempt.run, told)
+            if status.state in FAILURES:
+                self._failures.add(attempt.run.index)
 
     def _watch(self) -> None:
         """Hear how the other tasks fare; see the leader's."""
