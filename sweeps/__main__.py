@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rundir import exit_code_of
 from rundir.files import MULTIRUN
-from sweeps.commands import following, steering
+from sweeps.commands import following, listing, steering
 from sweeps.commands.comparison import RTOL
 
 Command = Callable[[argparse.Namespace], int]
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     logs.add_argument("--worker", action="store_true", help="the log of its worker instead")
     runs = {"nargs": "+", "metavar": "RUN", "help": "only these: 3, 4-7 or names"}
-    add(following.ls, sweep=False).add_argument("--all", action="store_true", help="older ones too")
+    add(listing.ls, sweep=False).add_argument("--all", action="store_true", help="older ones too")
     add(steering.cancel).add_argument("--runs", **runs)  # type: ignore[arg-type]
     retry = add(steering.retry)
     retry.add_argument("--runs", **runs)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Following sweeps: ``status``, ``watch``, ``logs`` and ``ls``.
+"""Following sweeps: ``status``, ``watch`` and ``logs``.
 
 ``--json`` prints, for ``status``::
 
@@ -11,9 +11,10 @@
                "pid", "step", "total_steps", "figures", "seconds_left", "started_at", "updated_at",
                "ended_at", "exit_code"}]}
 
-``watch`` prints one line a change, ``{"sweep", "asked_at", "summary", "notes"}``; ``ls`` a list of
-the first, third and summary keys of ``status`` with the directory; ``logs``
-``{"run", "state", "log", "lines"}``. Times are Unix seconds; what is not known is null.
+and for a second stage that is not launched yet ``{"sweep", "directory", "waits_for": {"sweep",
+"jobs"}, "job", "runs": []}``. ``watch`` prints one line a change, ``{"sweep", "asked_at",
+"summary", "notes"}``; ``logs`` ``{"run", "state", "log", "lines"}``.
+Times are Unix seconds; what is not known is null.
 """
 
 from __future__ import annotations
@@ -27,21 +28,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rundir import ENDED, ClusterError, State, Status, UserError
+from rundir import ENDED, State, Status, UserError
 from rundir.wording import count_of
-from sweeps.cluster.scheduler import Queue, UnknownQueue
-from sweeps.follow import display, nodes, progress, runtable, states
+from sweeps.follow import display, nodes, progress, runtable, states, successors
 from sweeps.follow.lookout import Lookout
 from sweeps.follow.progress import Pace
-from sweeps.follow.selection import find, pick, read, roots
+from sweeps.follow.selection import directory_of, find, pick
 from sweeps.follow.states import RunState
+from sweeps.follow.successors import Successor
 from sweeps.planning.plan import Plan
-from sweeps.records import ledger
 
 Arguments: TypeAlias = argparse.Namespace
-
-LISTED = 20
-"""Sweeps that ``ls`` looks into unless all are asked for: each costs a small file a run."""
 
 FOLLOW_S = 0.5
 """Seconds between two looks into a log that is followed."""
@@ -70,6 +67,13 @@ def exit_code(surveyed: Sequence[RunState]) -> int:
 
 def status(arguments: Arguments) -> int:
     """Print where every run stands, and why."""
+    waiting = second_stage(arguments)
+    if waiting is not None:
+        if arguments.json:
+            display.emit({**waiting.record, "job": waiting.job, "runs": []})
+        else:
+            display.out.print(f"sweep {waiting.sweep}: {waiting}", markup=False)
+        return 0
     plan = find(arguments.sweep, arguments.multirun)
     lookout = Lookout(plan)
     surveyed = lookout.look()
@@ -79,6 +83,13 @@ def status(arguments: Arguments) -> int:
         _print_tables(plan, surveyed, every=arguments.all)
         warn(lookout.notes)
     return exit_code(surveyed)
+
+
+def second_stage(arguments: Arguments) -> Successor | None:
+    """Return the sweep that a command is about if it waits to be launched after another one."""
+    if arguments.sweep is None:
+        return None
+    return successors.waiting(directory_of(arguments.sweep, arguments.multirun))
 
 
 def warn(notes: Sequence[str]) -> None:
@@ -250,47 +261,3 @@ def _copy(log: Path, lookout: Lookout | None, state: RunState) -> None:
             has_ended = own is not None and own.state in ENDED
             if has_ended or time.monotonic() - looked_at >= LOOK_S:
                 state, looked_at = lookout.look()[state.run.index], time.monotonic()
-
-
-def ls(arguments: Arguments) -> int:
-    """List the sweeps with how many runs are in which state, newest last."""
-    found = roots(arguments.multirun)
-    chosen = found if arguments.all else found[-LISTED:]
-    rows = _glance([read(root) for root in chosen])
-    if arguments.json:
-        listed = [
-            {
-                "sweep": plan.sweep,
-                "directory": str(plan.root),
-                "created_at": plan.created_at,
-                "summary": {"runs": len(surveyed), "states": runtable.counts(surveyed)},
-            }
-            for plan, surveyed in rows
-        ]
-        display.emit(listed)
-        return 0
-    for plan, surveyed in rows:
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(plan.created_at))
-        line = f"{created}  {plan.sweep:<28} {display.summary(surveyed)}  {plan.root}"
-        display.out.print(line, markup=False, soft_wrap=True)
-    if len(chosen) < len(found):
-        display.err.print(f"{len(found) - len(chosen)} older sweeps not shown; --all shows them")
-    return 0
-
-
-def _glance(plans: Sequence[Plan]) -> list[tuple[Plan, list[RunState]]]:
-    """Survey many sweeps with one question to squeue, and none to sacct."""
-    known = [(plan, ledger.entries(plan.home)) for plan in plans]
-    queue: Queue | None = None
-    for plan, entries in known:
-        try:
-            queue = states.queue_of(plan, entries)
-        except ClusterError as error:
-            warn([f"{error}; the states are from the runs' own records"])
-            queue = UnknownQueue()
-        if queue is not None:
-            break
-    return [
-        (plan, states.survey(plan, queue, entries=entries, accounting=lambda _: {}))
-        for plan, entries in known
-    ]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 from rundir import DONE, ENDED, State, Status, UserError, unknown, write_json
@@ -23,11 +24,12 @@ from rundir.files import RUN_FILE, write_status
 from rundir.wording import count_of
 from sweeps.cluster import intents, scheduler
 from sweeps.cluster.scheduler import Queue
-from sweeps.commands.following import warn
-from sweeps.follow import display, local, nodes, states
+from sweeps.commands.following import second_stage, warn
+from sweeps.follow import display, local, nodes, states, successors
 from sweeps.follow.lookout import Lookout
 from sweeps.follow.selection import find, pick
 from sweeps.follow.states import RunState
+from sweeps.follow.successors import Successor
 from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, ledger
 from sweeps.records.ledger import Entry
@@ -44,6 +46,9 @@ RETRIABLE = RETRIED | {State.PLANNED}
 
 def cancel(arguments: Arguments) -> int:
     """Stop a sweep or some of its runs: those at work save a checkpoint, the others never begin."""
+    waiting = second_stage(arguments)
+    if waiting is not None:
+        return _cancel_launch(waiting, as_json=arguments.json)
     plan = find(arguments.sweep, arguments.multirun)
     # Held, so that no launch that is under way submits more behind its back.
     with ledger.locked(plan.home, plan.sweep):
@@ -61,6 +66,18 @@ def cancel(arguments: Arguments) -> int:
         display.emit({"sweep": plan.sweep, **asdict(done)})
     else:
         done.tell(plan, surveyed)
+    return 0
+
+
+def _cancel_launch(waiting: Successor, *, as_json: bool) -> int:
+    """End the job that was to launch a second stage."""
+    scheduler.cancel([waiting.job])
+    successors.forget(Path(waiting.directory))
+    if as_json:
+        display.emit({"sweep": waiting.sweep, **asdict(_Cancelled([waiting.job], 0, []))})
+    else:
+        said = f"cancelled job {waiting.job}, which was to launch it after {waiting.after}"
+        display.err.print(f"sweep {waiting.sweep}: {said}", markup=False)
     return 0
 
 

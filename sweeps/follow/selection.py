@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rundir import UserError, unknown
 from rundir.files import PLAN_FILE, SWEEP_DIR
-from sweeps.planning.plan import SUCCESSOR_DIR, Plan, PlannedRun
+from sweeps.follow import successors
+from sweeps.planning.plan import Plan, PlannedRun
 
 
 def find(name: str | None, multirun: Path) -> Plan:
@@ -25,9 +26,18 @@ def find(name: str | None, multirun: Path) -> Plan:
         if not found:
             raise UserError(f"no sweep in {multirun.absolute()}; launch one, or give its path")
         return read(found[-1])
+    return read(directory_of(name, multirun))
+
+
+def directory_of(name: str, multirun: Path) -> Path:
+    """Return the directory of a sweep by name or path, whether it is launched yet or not.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
     for root in (Path(name), multirun / name):
         if (root / SWEEP_DIR).is_dir():
-            return read(root)
+            return root
     raise unknown("sweep", name, (root.name for root in roots(multirun)), str(multirun))
 
 
@@ -39,27 +49,17 @@ def read(root: Path) -> Plan:
     """
     plan = Plan.read(root)
     if plan is None:
-        raise UserError(_why_no_plan(root))
+        waiting = successors.read(root)
+        raise UserError(
+            f"{root} {waiting.what_is_left if waiting else 'has no plan; launch it again'}"
+        )
     return plan
-
-
-def _why_no_plan(root: Path) -> str:
-    """Say how it stands with a second stage that a job was to launch after the first one."""
-    folder = root / SWEEP_DIR / SUCCESSOR_DIR
-    if not folder.is_dir():
-        return f"{root} has no plan"
-    logs = sorted(folder.glob("*_log.out"), key=os.path.getmtime)
-    lines = logs[-1].read_text(errors="replace").splitlines() if logs else []
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if said:
-        return f"{root} was not launched: {said[-1]}"
-    return f"{root} is not launched yet; a job does it when its first stage is over"
 
 
 def roots(multirun: Path) -> list[Path]:
     """Return the directories of all sweeps, the one launched last at the end."""
     dated = []
-    for folder in _folders(multirun):
+    for folder in folders(multirun):
         try:
             dated.append((os.stat(f"{folder}/{SWEEP_DIR}/{PLAN_FILE}").st_mtime_ns, folder))
         except OSError:
@@ -67,7 +67,8 @@ def roots(multirun: Path) -> list[Path]:
     return [Path(folder) for _, folder in sorted(dated)]
 
 
-def _folders(multirun: Path) -> list[str]:
+def folders(multirun: Path) -> list[str]:
+    """Return the directories in which sweeps may lie."""
     try:
         with os.scandir(multirun) as found:
             return [entry.path for entry in found if entry.is_dir()]

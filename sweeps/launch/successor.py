@@ -26,6 +26,7 @@ from sweeps.cluster import scheduler
 from sweeps.cluster.clusters import SlurmCluster, cluster
 from sweeps.cluster.launchers import SlurmLauncher, sbatch, slurm_executor
 from sweeps.follow import display
+from sweeps.follow.successors import WAITING_FILE
 from sweeps.launch.stages import Unfinished
 from sweeps.planning.plan import SUCCESSOR_DIR
 from sweeps.records import ledger, provenance
@@ -33,9 +34,6 @@ from sweeps.records.freeze import CODE_DIR, freeze, tree_hash
 
 MEMORY_GB = 4
 """Enough to plan 10,000 runs several times over."""
-
-WAITING_FILE = "waiting.json"
-"""Tells which job carries out which command."""
 
 
 def submit(
@@ -69,7 +67,8 @@ def submit(
         is_there = queued.get(job) == set(waiting.jobs) and record.get("command") == command
         if not is_there:
             job = sbatch(slurm_executor(small, folder, name), command)
-            write_json(folder / WAITING_FILE, {"job": job, "command": command})
+            first = {"after": waiting.after.sweep, "jobs": waiting.jobs}
+            write_json(folder / WAITING_FILE, {"job": job, "command": command, **first})
             display.err.print(
                 f"submitted job {job}; its log: {folder}/{job}_0_log.out", markup=False
             )

@@ -122,11 +122,15 @@ def test_cancel_and_logs_of_single_runs(login, toy):
     login("-m", "sweeps", "cancel", "s", "--runs", "0")
     followed = login("-m", "sweeps", "logs", "s", "0", "--follow")
     assert "stopped by SIG" in followed.stdout
-    assert until(login, "preempted")["reason"].startswith("stopped by SIG")
+    why = "cancelled by the user; stopped by SIG"
+    assert until(login, "cancelled")["reason"].startswith(why)
     worker = login("-m", "sweeps", "logs", "s", "1", "--worker")
     assert "_log.out" in worker.stderr
-    login("-m", "sweeps", "watch", "s", code=1)
-    assert [run["state"] for run in login.status("s")] == ["preempted", "completed"]
+    login("-m", "sweeps", "watch", "s")
+    assert [run["state"] for run in login.status("s")] == ["cancelled", "completed"]
+    assert "submitted 1 run as job " in login("-m", "sweeps", "retry", "s").stderr
+    login("-m", "sweeps", "watch", "s")
+    assert [run["state"] for run in login.status("s")] == ["completed", "completed"]
 
 
 def test_promise_16_retry_says_why_the_run_failed_and_submits_it_again(login, toy):

@@ -106,10 +106,11 @@ def test_cancel_wins_over_a_requeue_under_way(login, toy):
     login(*launch(toy, f"{LR}=0.1"))
     (run,) = wait_until(login, at_step(3))
     login("-m", "sweeps", "cancel", "s")
-    (run,) = wait_until(login, not_requeued)
-    assert "; not requeued: " in run["reason"]
+    wait_until(login, lambda runs: runs[0]["state"] == "cancelled")
     time.sleep(1)
-    assert login.status("s")[0]["state"] == "preempted"
+    assert login.status("s")[0]["state"] == "cancelled"
+    own = json.loads((login.cwd / run["directory"] / "status.json").read_text())
+    assert "; not requeued: " in own["reason"]
     squeue = subprocess.run(
         ["squeue", "--noheader"],
         env=login.environment(),
@@ -164,7 +165,7 @@ def test_promise_15_where_the_site_does_not_requeue_launching_again_resumes(logi
 
 
 def test_the_time_limit_is_a_signal_too_and_the_element_goes_on_after_it(login, toy):
-    """--time=1 --signal=USR2@55: SLURM warns a run after a few seconds."""
+    """--time=1 --signal=USR2@40: SLURM warns a run after a few seconds."""
     login(*launch(toy, f"{LR}=0.1",
                   "+cluster.additional_parameters={time: 1, signal: USR2@40}",
                   "training.training_params.max_steps=400"))  # fmt: skip

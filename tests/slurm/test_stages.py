@@ -57,7 +57,8 @@ def test_promise_05_a_second_stage_starts_by_itself_with_the_code_it_was_launche
     waiting = slurm.run("squeue", "--noheader", "--name=two.successor", "--format=%i %E").stdout
     assert len(waiting.splitlines()) == 1
     assert f"afterany:{held}" in waiting
-    assert "two is not launched yet" in login("-m", "sweeps", "status", "two", code=2).stderr
+    told = f"waits for one (job {held}); job {waiting.split()[0]} launches it"
+    assert login("-m", "sweeps", "status", "two").stdout == f"sweep two: {told}\n"
     (login.cwd / "own.py").write_text("raise SystemExit('edited while the job waited')\n")
     (login.cwd / "mine" / "sweep" / "two.yaml").write_text("edited: while the job waited")
     slurm.run("scontrol", "release", held)

@@ -311,3 +311,50 @@ def test_cancel_counts_no_worker_of_a_slurm_job_as_a_local_one(
         assert worker.poll() is None
         worker.kill()
     assert (found["elements"], found["local_workers"]) == (["12"], 0)
+
+
+@pytest.fixture
+def second_stage(tmp_path, monkeypatch):
+    """A second stage whose launch waits as job 13 for job 12."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "multirun" / "two" / ".sweep" / "successor"
+    folder.mkdir(parents=True)
+    record = {"job": "13", "command": "python launch.py", "after": "one", "jobs": ["12"]}
+    (folder / "waiting.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_second_stage_that_waits_is_listed_told_and_cancelled(
+    second_stage, make_sweep, sweeps_command, json_of, slurm_that_obeys, tmp_path
+):
+    make_sweep("one", runs=1)
+    slurm_that_obeys.write_text("13|0|PENDING||Dependency|two.successor\n")
+    told = "waits for one (job 12); job 13 launches it"
+    assert sweeps_command("status", "two") == (0, f"sweep two: {told}\n", "")
+    first = {"sweep": "one", "jobs": ["12"]}
+    place = {"sweep": "two", "directory": "multirun/two", "waits_for": first}
+    assert json_of("status", "two") == {**place, "job": "13", "runs": []}
+    assert sweeps_command("ls")[1].splitlines()[2].strip() == f"two    {told}  multirun/two"
+    assert json_of("ls")[1] == place
+    said = "sweep two: cancelled job 13, which was to launch it after one\n"
+    assert sweeps_command("cancel", "two") == (0, "", said)
+    assert (tmp_path / "cancelled").read_text() == "13\n"
+    error = "error: multirun/two has no plan; launch it again\n"
+    assert sweeps_command("status", "two") == (2, "", error)
+
+
+def test_a_second_stage_whose_job_is_gone_or_failed_is_not_said_to_wait(
+    second_stage, sweeps_command, slurm_that_obeys
+):
+    slurm_that_obeys.write_text("")
+    gone = "multirun/two is not launched: its job 13 is gone; launch it again"
+    assert sweeps_command("status", "two") == (2, "", f"error: {gone}\n")
+    (second_stage / "13_0_log.out").write_text("error: sweep two comes after one, which failed\n")
+    said = "multirun/two was not launched: sweep two comes after one, which failed"
+    assert sweeps_command("cancel", "two") == (2, "", f"error: {said}\n")
+    assert said.partition(" ")[2] in sweeps_command("ls")[1]
+
+
+def test_ls_says_where_there_is_no_sweep(sweeps_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sweeps_command("ls") == (0, "", f"no sweep in {tmp_path}/multirun\n")

@@ -222,8 +222,9 @@ def test_ls_shows_the_counts_of_every_sweep(make_sweep, sweeps_command, json_of)
     make_sweep("a").record(0, State.COMPLETED)
     make_sweep("b", runs=1)
     lines = sweeps_command("ls")[1].splitlines()
-    assert "a " in lines[0]
-    assert "4 runs: 3 planned, 1 completed  multirun/a" in lines[0]
+    assert lines[0].split() == ["created", "sweep", "runs", "directory"]
+    assert lines[1].endswith("  a      4 runs: 3 planned, 1 completed  multirun/a")
+    assert lines[2].endswith("  b      1 run: 1 planned                multirun/b")
     assert [row["summary"]["runs"] for row in json_of("ls")] == [4, 1]
 
 

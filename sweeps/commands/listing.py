@@ -1,0 +1,92 @@
+"""All sweeps at a glance: ``ls``.
+
+``--json`` prints a list of ``{"sweep", "directory", "created_at", "summary"}``, the last as in
+``status``; of a second stage that is not launched yet ``waits_for`` stands for the last two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rundir import ClusterError
+from sweeps.cluster import scheduler
+from sweeps.cluster.scheduler import Queue, UnknownQueue
+from sweeps.commands.following import warn
+from sweeps.follow import display, runtable, states, successors
+from sweeps.follow.selection import folders, read, roots
+from sweeps.follow.states import RunState
+from sweeps.follow.successors import Successor
+from sweeps.planning.plan import Plan
+from sweeps.records import ledger
+from sweeps.records.ledger import Entry
+
+LISTED = 20
+"""Sweeps that ``ls`` looks into unless all are asked for: each costs a small file a run."""
+
+
+def ls(arguments: argparse.Namespace) -> int:
+    """List the sweeps with how many runs are in which state, newest last."""
+    found = roots(arguments.multirun)
+    chosen = found if arguments.all else found[-LISTED:]
+    read_ones = [(plan, ledger.entries(plan.home)) for plan in map(read, chosen)]
+    others = (successors.read(Path(name)) for name in sorted(folders(arguments.multirun)))
+    waiting = [successor for successor in others if successor is not None]
+    queue = _queue(read_ones, waiting)
+    rows = [
+        (plan, states.survey(plan, queue, entries=entries, accounting=lambda _: {}))
+        for plan, entries in read_ones
+    ]
+    if arguments.json:
+        display.emit([*(_record(*row) for row in rows), *(one.record for one in waiting)])
+        return 0
+    _print(rows, waiting, queue)
+    if not rows and not waiting:
+        display.err.print(f"no sweep in {arguments.multirun.absolute()}", markup=False)
+    if len(chosen) < len(found):
+        display.err.print(f"{len(found) - len(chosen)} older sweeps not shown; --all shows them")
+    return 0
+
+
+def _queue(known: Sequence[tuple[Plan, list[Entry]]], waiting: Sequence[Successor]) -> Queue | None:
+    """Ask squeue once for all sweeps; None if none of them has anything to do with SLURM."""
+    try:
+        for plan, entries in known:
+            queue = states.queue_of(plan, entries)
+            if queue is not None:
+                return queue
+        return scheduler.queue(waiting[0].user) if waiting else None
+    except ClusterError as error:
+        warn([f"{error}; the states are from the runs' own records"])
+        return UnknownQueue()
+
+
+def _record(plan: Plan, surveyed: Sequence[RunState]) -> dict[str, Any]:
+    return {
+        "sweep": plan.sweep,
+        "directory": str(plan.root),
+        "created_at": plan.created_at,
+        "summary": {"runs": len(surveyed), "states": runtable.counts(surveyed)},
+    }
+
+
+def _print(
+    rows: Sequence[tuple[Plan, list[RunState]]], waiting: Sequence[Successor], queue: Queue | None
+) -> None:
+    lines = [("created", "sweep", "runs", "directory")]
+    for plan, surveyed in rows:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(plan.created_at))
+        lines.append((created, plan.sweep, display.summary(surveyed), str(plan.root)))
+    for one in waiting:
+        is_queued = queue is not None and one.is_queued(queue)
+        said = str(one) if is_queued else one.what_is_left
+        lines.append(("", one.sweep, said, one.directory))
+    if len(lines) == 1:
+        return
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    for line in lines:
+        cells = [text.ljust(width) for text, width in zip(line, widths, strict=False)]
+        display.out.print("  ".join([*cells, line[3]]), markup=False, soft_wrap=True)
