@@ -26,8 +26,17 @@ def emit(value: object) -> None:
     print(json.dumps(value, indent=1, default=str))  # noqa: T201 - a table for programs
 
 
-def announce(plan: Plan, asked: Sequence[RunState], wanted: Sequence[RunState]) -> None:
-    """Say how many runs there are, how many are settled, and how many start now."""
+def announce(
+    plan: Plan, asked: Sequence[RunState], wanted: Sequence[RunState], *, is_retry: bool = False
+) -> None:
+    """Say how many runs there are, how many are settled, and how many start now.
+
+    Of a retry it has been said why each run ended.
+    """
+    if is_retry:
+        count = f"{len(wanted)} of {count_of(len(plan.runs), 'run')}"
+        err.print(f"sweep {plan.sweep}: {count} to submit again", markup=False)
+        return
     again = sum(1 for state in wanted if state.attempts)
     resumed = f", {again} of them again" if again else ""
     err.print(f"sweep {plan.sweep}: {summary(asked)}; {len(wanted) or 'none'} to submit{resumed}")
@@ -35,10 +44,12 @@ def announce(plan: Plan, asked: Sequence[RunState], wanted: Sequence[RunState]) 
         err.print(f"  {count_of(len(alike), 'run')} {word}: {reason}", markup=False)
 
 
-def submitted(plan: Plan, count: int, jobs: Sequence[str]) -> None:
+def submitted(plan: Plan, count: int, jobs: Sequence[str], workers: int) -> None:
     """Say what SLURM took, and how to follow it."""
     if count:
         taken = f"submitted {count_of(count, 'run')} as job {', '.join(jobs)}"
+        if workers != count:
+            taken += f" ({count_of(workers, 'worker')})"
         err.print(f"{taken}; they no longer need this shell")
     err.print(f"  follow   python -m sweeps watch {plan.root}")
     err.print(f"  collect  python -m analysis collect {plan.root}")

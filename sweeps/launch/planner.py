@@ -111,10 +111,16 @@ class Planner(Sweeper):
         """
         given = self._parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         typed = {definition.bare(key) for key in given}
-        # Those of the sweep node have made the definition what it is; no run has one.
-        ours = {key: o for key, o in given.items() if not definition.bare(key).startswith("sweep.")}
+        # Those of the sweep node have made the definition what it is, a dry run is one of all runs.
+        ours = {
+            key: override
+            for key, override in given.items()
+            if not definition.bare(key).startswith("sweep.") and definition.bare(key) != "dry_run"
+        }
         fixed = [o.input_line for o in ours.values() if not o.is_sweep_override()]
         axes = [_axis(key, o) for key, o in given.items() if o.is_sweep_override()]
+        if not self.params and not axes:
+            _require_below_sweep(self.config)
         with stages.resolving(best):
             node = _node(self.config, "sweep")
         folders = [Path(), *(folder / "sweep" for folder in _config_folders(self.config))]
@@ -197,6 +203,18 @@ def _node(config: DictConfig, key: str) -> dict[str, Any]:
     if plain is not None and not isinstance(plain, dict):
         raise UserError(f"{key} = {plain!r}; must be a mapping")
     return {str(k): v for k, v in (plain or {}).items()}
+
+
+def _require_below_sweep(config: DictConfig) -> None:
+    """Refuse a definition that says what to run beside ``sweep:`` and not below it."""
+    if _chosen(config) is None or config.get("sweep") is not None:
+        return
+    misplaced = [key for key in definition.TOP_KEYS if key != "cluster" and key in config]
+    if misplaced:
+        raise UserError(
+            f"sweep {_chosen(config)}: {', '.join(misplaced)} must stand below `sweep:`; "
+            "as it is, the definition is one run"
+        )
 
 
 _ELSEWHERE = {

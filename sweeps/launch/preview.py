@@ -60,6 +60,24 @@ class Array:
             unit, each = "CPU", (self.cluster.cpus_per_task or 1) * tasks
         return unit, each * self.submission.elements * self.cluster.timeout_min / 60
 
+    @property
+    def each(self) -> str:
+        """What one run gets, in words: ``1 CPU, no GPU, at most 60 min``."""
+        asked, share = self.cluster, self.submission.share
+        processes = asked.nodes * asked.tasks_per_node
+        cpus = "the cluster's default of CPUs"
+        if share.threads is not None:
+            together = share.slots if share.backend == SLURM else 1
+            cpus = count_of(max(1, share.threads * processes // together), "CPU")
+        gpus = count_of(asked.gpus, "GPU") if asked.gpus else "no GPU"
+        if asked.gpus and share.runs_per_gpu:
+            gpus = f"a GPU shared by {count_of(share.runs_per_gpu, 'run')}"
+        time = f"at most {asked.timeout_min} min" if asked.timeout_min else "no time limit"
+        if share.drain and asked.timeout_min:
+            time = f"{time} a worker"
+        parts = [f"{processes} processes"] if processes > 1 else []
+        return ", ".join([*parts, cpus, gpus, time])
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -78,7 +96,10 @@ class Preview:
 
     def print(self) -> None:
         """Print the table of runs, the scripts, and what they would ask of the cluster."""
-        out.print(self._table())
+        with out.capture() as shown:
+            out.print(self._table())
+        for line in shown.get().splitlines():
+            print(line.rstrip())  # noqa: T201 - without the blanks that fill its cells
         for array in self.arrays:
             share = array.submission.share
             count = count_of(len(share.runs), "run")
@@ -164,6 +185,8 @@ class Preview:
             minutes = sorted({array.cluster.timeout_min for array in self.arrays})
             limit = ", ".join(str(each) for each in minutes)
             text += f"; at most {most} (time limit {limit} min)"
+        for asked in dict.fromkeys(array.each for array in self.arrays):
+            text += f"\neach run: {asked}"
         limits = ", ".join(self.limits)
         if self.waiting:
             text += f"\n{count_of(self.waiting, 'run')} would wait for another launch: {limits}"

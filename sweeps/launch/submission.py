@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -68,14 +68,14 @@ def launch(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> i
         plan = _settled(plan)
         asked, wanted = _survey(plan, plan.admit(candidates))
         display.announce(plan, asked, wanted)
-        jobs: list[str] = []
+        handed = _Handed()
         if wanted:
             chosen = {candidate.signature: candidate for candidate in candidates}
             runs = [state.run for state in wanted]
             plan.renew([run.index for run in runs], [chosen[run.signature] for run in runs])
             plan.write()
-            jobs = _hand_over(plan, _grouped(wanted, requests))
-    return _released(plan, asked, wanted, jobs, [launcher])
+            handed = _hand_over(plan, _grouped(wanted, requests))
+    return _released(plan, asked, wanted, handed, [launcher])
 
 
 def again(plan: Plan, indices: Sequence[int], *, exclude_nodes: Sequence[str] = ()) -> int:
@@ -99,9 +99,9 @@ def again(plan: Plan, indices: Sequence[int], *, exclude_nodes: Sequence[str] = 
         launchers = list({request.launcher: None for request in requests.values()})
         for launcher in launchers:
             launcher.require(plan.root)
-        display.announce(plan, asked, wanted)
-        jobs = _hand_over(plan, _grouped(wanted, requests)) if wanted else []
-    return _released(plan, asked, wanted, jobs, launchers)
+        display.announce(plan, asked, wanted, is_retry=True)
+        handed = _hand_over(plan, _grouped(wanted, requests)) if wanted else _Handed()
+    return _released(plan, asked, wanted, handed, launchers)
 
 
 def show(
@@ -224,8 +224,22 @@ def _divided(groups: _Groups, code: str) -> _Division:
     return _Division(found, sum(len(runs) for _, runs in groups) - handed, list(cuts))
 
 
-def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
-    """Submit the wanted runs; return the scheduler's job ids.
+@dataclass
+class _Handed:
+    """What has been handed over."""
+
+    jobs: list[str] = field(default_factory=list)
+    """The scheduler's ids."""
+    runs: int = 0
+    workers: int = 0
+
+    def __str__(self) -> str:
+        named = f" as job {', '.join(self.jobs)}" if self.jobs else ""
+        return f"runs were submitted{named}"
+
+
+def _hand_over(plan: Plan, groups: _Groups) -> _Handed:
+    """Submit the wanted runs.
 
     Raises:
         ClusterError: the scheduler refused, or has no room for all of them.
@@ -233,13 +247,7 @@ def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
     code = freeze(plan.home, names=plan.tasks)
     total = sum(len(runs) for _, runs in groups)
     division = _divided(groups, code)
-    jobs: list[str] = []
-    done = 0
-
-    def submitted() -> str:
-        named = f" as job {', '.join(jobs)}" if jobs else ""
-        return f"{done} of {total} runs were submitted{named}"
-
+    handed = _Handed()
     for request, submission in division.submissions:
         submission.write(plan.home)
         ledger.record(plan.home, "intent", submission.id)
@@ -248,30 +256,32 @@ def _hand_over(plan: Plan, groups: _Groups) -> list[str]:
         except ClusterError as error:
             if not isinstance(error, scheduler.Unanswered):
                 ledger.record(plan.home, "refused", submission.id, reason=str(error))
-            raise ClusterError(f"{error}; {submitted()}; launch again to submit the rest") from None
+            said = f"{error}; {handed.runs} of {total} {handed}; launch again to submit the rest"
+            raise ClusterError(said) from None
         ledger.record(plan.home, ledger.TAKEN, submission.id, **answer)
-        jobs.append(str(answer.get("job", submission.id)))
-        done += len(submission.share.runs)
+        handed.jobs.append(str(answer.get("job", submission.id)))
+        handed.runs += len(submission.share.runs)
+        handed.workers += submission.elements
     if division.waiting:
         raise ClusterError(
-            f"{', '.join(division.limits)}: {submitted()}; launch again when some have ended to "
-            f"submit the other {division.waiting}"
+            f"{', '.join(division.limits)}: {handed.runs} of {total} {handed}; launch again when "
+            f"some have ended to submit the other {division.waiting}"
         )
     if division.limits:
         display.err.print(f"fewer workers than asked for: {', '.join(division.limits)}")
-    return jobs
+    return handed
 
 
 def _released(
     plan: Plan,
     asked: Sequence[RunState],
     wanted: Sequence[RunState],
-    jobs: Sequence[str],
+    handed: _Handed,
     launchers: Sequence[Launcher],
 ) -> int:
     """Say what was submitted; follow what runs on this machine. Return the exit code."""
     if any(launcher.is_detached for launcher in launchers):
-        display.submitted(plan, len(wanted), jobs)
+        display.submitted(plan, handed.runs, handed.jobs, handed.workers)
     if all(launcher.is_detached for launcher in launchers):
         return 0
     if not wanted and all(state.state in DONE for state in asked):
