@@ -7,18 +7,19 @@ do; the planner calls :meth:`submit`, which leaves nothing behind in the launchi
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher as theirs
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 
@@ -61,6 +62,21 @@ LOCAL_SIGNAL_S = 30
 """Seconds before its time limit at which a local worker's runs are told to stop."""
 
 
+class _Result(JobReturn):
+    """A result that raises a job's error without printing the job's overrides before."""
+
+    @property  # type: ignore[misc] # nobody sets it
+    def return_value(self) -> Any:
+        """What the job returned.
+
+        Raises:
+            Exception: what it ended in.
+        """
+        if self.status is JobStatus.FAILED:
+            raise self._return_value
+        return super().return_value
+
+
 class _Waiting:
     """What other sweepers than the planner call: launch as theirs does, and wait."""
 
@@ -75,9 +91,32 @@ class _Waiting:
         names = {field.name for field in fields(self.their_config)}
         self.params = {key: value for key, value in self.params.items() if key in names}
         self.params["timeout_min"] = self.params["timeout_min"] or _NO_LIMIT_MIN
-        with scheduler.clean_environment():
+        with scheduler.clean_environment(), _without_warnings():
             results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]
-        return results
+        return [_Result(**vars(result)) for result in results]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep submitit silent, and the sacct that it asks how jobs stand.
+
+    Where accounting is off, both would say so twice at each look; how a job ended is in its result.
+    """
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class Watcher(SlurmInfoWatcher):
+        def _make_command(self) -> list[str] | None:
+            command = super()._make_command()
+            return command and ["sh", "-c", '"$@" 2>/dev/null', "sh", *command]
+
+    log, before = logging.getLogger("submitit"), SlurmJob.watcher
+    level, SlurmJob.watcher = log.level, Watcher(before._delay_s)
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        SlurmJob.watcher = before
 
 
 class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]

@@ -58,6 +58,7 @@ def test_under_hydras_own_sweeper_the_launcher_waits_for_every_job(shell, toy):
 def test_under_hydras_own_sweeper_a_failed_job_fails_the_launch_in_one_line(shell, toy):
     done = shell(*BASIC, *toy, "seed=1,903", code=1)
     assert "Traceback" not in done.stderr
+    assert "overrides" not in done.stderr
     assert re.fullmatch(
         r"error: seed-903-max_steps-3-\w{6} failed: RuntimeError: the task is broken; "
         r"see outputs/\S+/train\.log",
