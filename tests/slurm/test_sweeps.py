@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -45,8 +46,15 @@ def submissions(login) -> list[dict]:
 
 
 def test_promise_01_launch_returns_while_the_jobs_still_wait_and_status_follows_them(login, toy):
-    done = login(*launch(toy, f"{LR}=0.1,0.2,0.3"))
+    begun = time.monotonic()
+    hold = "+cluster.additional_parameters.begin=now+1hour"
+    done = login(*launch(toy, f"{LR}=0.1,0.2,0.3", hold))
+    assert time.monotonic() - begun < 30
     assert "submitted 3 runs as job " in done.stderr
+    assert [run["state"] for run in login.status("s")] == ["pending"] * 3
+    job = re.search(r"as job (\d+)", done.stderr)[1]
+    release = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+    subprocess.run(release, env=login.environment(), check=True)
     runs = wait_until(login, ended)
     assert [run["state"] for run in runs] == ["completed"] * 3
     assert all(run["job"].endswith(f"_{run['index']}") for run in runs)
@@ -104,9 +112,16 @@ def test_what_sbatch_says_reaches_the_user_with_exit_code_3(login, toy):
 
 
 def test_promise_11_the_login_shells_slurm_variables_do_not_reach_the_jobs(login, toy):
-    login.env.update({"SLURM_CPU_BIND": "mask_cpu:0x1", "SBATCH_PARTITION": "nope"})
+    """All but SLURM_CONF: without it the job would not find its cluster."""
+    login.env.update({"SLURM_CPU_BIND": "mask_cpu:0xabc", "SBATCH_PARTITION": "nope"})
     login(*launch(toy, "seed=1"))
-    assert {run["state"] for run in wait_until(login, ended)} == {"completed"}
+    (run,) = wait_until(login, ended)
+    assert run["state"] == "completed"
+    seen = (login.cwd / run["directory"] / "train.log").read_text()
+    assert f"SLURM_CONF={login.env['SLURM_CONF']}\n" in seen
+    assert "SLURM_JOB_ID=" in seen
+    assert "0xabc" not in seen
+    assert "SBATCH_PARTITION" not in seen
 
 
 def test_promise_05_an_edit_of_the_frozen_code_is_refused_on_the_node_in_words(login, toy):

@@ -19,6 +19,8 @@ def run(config: dict, run: Run) -> None:
     lr = config["optimizer"]["optimizer_params"]["lr"]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     logging.getLogger(__name__).info("GPUs %s threads %s", gpus, run.threads)
+    for name in sorted(name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))):
+        logging.getLogger(__name__).info("%s=%s", name, os.environ[name])
     state = run.checkpoints / "step.txt"
     first = int(state.read_text()) if state.exists() else 0
     for step in range(first, steps):
