@@ -221,7 +221,7 @@ def test_a_column_that_comes_or_goes_between_runs_is_never_dropped(run_maker) ->
     assert {"config.only_a", "config.only_b", "config.empty"} <= set(runs(all_columns=True))
 
 
-def test_deleting_the_store_loses_nothing(sweep_place: Path, run_maker) -> None:
+def test_promise_24_deleting_the_store_loses_nothing(sweep_place: Path, run_maker) -> None:
     collect()
     with Run(sweep_place / "multirun/quickstart/nano/muon/m-1") as run:
         run.log("train", 2, loss=1.5)
