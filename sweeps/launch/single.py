@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rundir import DONE, OptsweepError, State, UserError, read_json, read_status
+from rundir import DONE, ClusterError, OptsweepError, State, UserError, read_json, read_status
 from rundir.files import LOG_FILE, METRICS_FILE, OUTPUTS, RUN_FILE, UNSIGNED_KEYS, iter_metrics
+from sweeps.cluster import requeue, scheduler
 from sweeps.define.overrides import parse
 from sweeps.follow import display, progress, states
 from sweeps.launch.preview import DryRun
@@ -15,7 +16,7 @@ from sweeps.planning import identity, tasks
 from sweeps.planning.composition import Composed
 from sweeps.planning.plan import place
 from sweeps.records import claims, provenance
-from sweeps.records.owners import myself
+from sweeps.records.claims import Claim
 from sweeps.work.execution import Job, execute
 
 CLAIM = ".claim"
@@ -88,12 +89,13 @@ def carry_out(job: Job, threads: int | None) -> int:
         return 0
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
-        won = claims.claim(job.directory, CLAIM, attempt, myself())
+        won = claims.claim(job.directory, CLAIM, attempt, requeue.claimant())
     except OSError as error:
         raise UserError(f"can't write {job.directory}: {error.strerror}") from None
     if not won:
         raise UserError(f"{job.directory} was claimed by another process just now")
-    status = execute(job, attempt, threads, on_progress=progress.OneRun(job.name))
+    element, shown = requeue.this_element(), progress.OneRun(job.name)
+    status = execute(job, attempt, threads, slurm_job=element, on_progress=shown)
     if status.state is not State.COMPLETED:
         log = job.directory / LOG_FILE
         display.err.print(f"{status.state}: {status.reason}; see {log}", markup=False)
@@ -135,8 +137,35 @@ def _next_attempt(job: Job) -> tuple[int | None, str]:
     if state is State.PLANNED:
         return attempts + 1, "new run"
     if claim is not None and state is State.RUNNING:
-        return None, f"running already, as process {claim.owner.pid} on {claim.owner.host}"
+        held_in = job.directory / f"{CLAIM}.{claim.attempt}"
+        state, reason = states.standing(claim, status, _queue(held_in, claim))
+        if state is State.RUNNING:
+            return None, _running(held_in, claim)
     return attempts + 1, f"resuming ({state}: {reason})"
+
+
+def _queue(path: Path, claim: Claim) -> scheduler.Queue | None:
+    """Return what squeue shows of the user who made the claim, as far as that tells its end.
+
+    This job, begun again, is in the queue as it was when it made the claim: that is left out.
+    """
+    if claim.owner.job is None:
+        return None
+    if claim.owner.is_before(requeue.claimant()):
+        return scheduler.Queue()
+    try:
+        return scheduler.queue(path.stat().st_uid)
+    except ClusterError:
+        return None
+
+
+def _running(path: Path, claim: Claim) -> str:
+    """Say who holds a claim; if nobody can tell whether that is gone, also what to do then."""
+    found = f"running already, as process {claim.owner.pid} on {claim.owner.host}"
+    if claim.owner.is_alive_here():
+        return found
+    job = f" in job {claim.owner.job}" if claim.owner.job else ""
+    return f"{found}{job}; if that is gone for sure, delete {path}"
 
 
 def _varying(composed: Composed) -> dict[str, Any]:

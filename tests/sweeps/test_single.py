@@ -5,7 +5,11 @@ import shutil
 import signal
 import time
 
-from sweeps.launch.single import job_of, new_directory
+import pytest
+
+from sweeps.launch.single import CLAIM, _next_attempt, job_of, new_directory
+from sweeps.records import claims
+from sweeps.records.owners import Owner, myself
 
 
 def run_dir(shell):
@@ -148,3 +152,52 @@ def test_promise_03_the_metrics_of_a_run_are_never_overwritten(shell, toy):
     after = (directory / "metrics.jsonl").read_bytes()
     assert after.startswith(before)
     assert len(after) > len(before)
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """Tell what is made of a run that a process of another machine claimed."""
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '77|N/A|RUNNING|n1|None|name'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    job = job_of(composed(seed=5), tmp_path / "run")
+
+    def found(owner: Owner) -> tuple[int | None, str]:
+        claims.claim(job.directory, CLAIM, 1, owner)
+        return _next_attempt(job)
+
+    return found
+
+
+def test_a_run_whose_job_has_left_the_queue_is_resumed(held):
+    attempt, said = held(Owner("n2", "boot", 1, 1, "76"))
+    assert (attempt, said) == (
+        2,
+        "resuming (lost: job 76 left the queue without ending the run)",
+    )
+
+
+def test_a_run_whose_job_is_in_the_queue_is_left_alone(held):
+    attempt, said = held(Owner("n1", "boot", 1, 1, "77"))
+    assert attempt is None
+    assert said.startswith("running already, as process 1 on n1 in job 77; if that is gone")
+
+
+def test_a_run_whose_job_slurm_has_begun_again_elsewhere_goes_on(held, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert held(Owner("n2", "boot", 1, 1, "77", 0))[0] == 2
+
+
+def test_where_nobody_can_tell_whether_a_run_lives_the_claim_to_delete_is_named(held, tmp_path):
+    attempt, said = held(Owner("n2", "boot", 7, 1))
+    assert attempt is None
+    assert said == (
+        "running already, as process 7 on n2; if that is gone for sure, "
+        f"delete {tmp_path}/run/.claim.1"
+    )
+
+
+def test_a_run_of_a_live_process_here_is_left_alone(held):
+    me = myself()
+    assert held(me) == (None, f"running already, as process {me.pid} on {me.host}")
