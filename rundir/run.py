@@ -178,5 +178,6 @@ def ending(error: BaseException | None) -> tuple[State, str | None, int]:
     if isinstance(error, KeyboardInterrupt):
         return State.CANCELLED, "interrupted from the keyboard", 130
     if isinstance(error, MemoryError):
-        return State.OUT_OF_MEMORY, f"MemoryError: {reason}", 1
-    return State.FAILED, f"{type(error).__name__}: {reason}", 1
+        return State.OUT_OF_MEMORY, ": ".join(filter(None, ("MemoryError", str(error)))), 1
+    name = type(error).__name__
+    return State.FAILED, reason if reason == name else f"{name}: {reason}", 1

@@ -52,6 +52,12 @@ def test_an_ending_has_a_state_and_an_exit_code(error, state, code):
     assert (reason is None) == (error is None)
 
 
+def test_an_error_without_words_is_named_once():
+    assert ending(MemoryError())[1] == "MemoryError"
+    assert ending(MemoryError("40 GB"))[1] == "MemoryError: 40 GB"
+    assert ending(ZeroDivisionError())[1] == "ZeroDivisionError"
+
+
 def test_promise_21_a_rank_above_0_writes_nothing(tmp_path):
     with Run(tmp_path / "run", attempt=1, rank=1, world_size=2) as run:
         run.log("train", 1, loss=1.0)
