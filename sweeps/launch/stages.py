@@ -179,7 +179,12 @@ class FirstStage:
             if key not in RECORD_KEYS
         }
         if self.after.metric not in found:
-            raise unknown("metric", self.after.metric, found, f"runs of {self.after.sweep}")
+            error = unknown("metric", self.after.metric, found, f"runs of {self.after.sweep}")
+            losses = sorted(name for name in found if name.endswith("/loss"))
+            if self.after.metric != After.metric or not losses:
+                raise error
+            hint = f"write after: {{sweep: {self.after.sweep}, metric: {losses[0]}}}"
+            raise UserError(f"{error}; {hint}")
 
     def _passes(self, run: PlannedRun, condition: object) -> bool:
         text = str(condition)

@@ -126,6 +126,16 @@ def test_an_unknown_metric_is_told_from_one_that_is_nowhere_finite(tmp_path):
         first(tmp_path).best(LR)
 
 
+def test_a_first_stage_that_logs_another_loss_than_the_default_is_told_how_to_name_it(tmp_path):
+    """As a task of one's own does, which has no validation."""
+    stage(tmp_path, [(DONE, "adamw", 0.1, [5.0])])
+    for path in tmp_path.rglob("metrics.jsonl"):
+        path.write_text(path.read_text().replace('"val"', '"train"'))
+    hint = r"; write after: {sweep: one, metric: train/loss}$"
+    with pytest.raises(UserError, match=r"unknown metric val/loss .*" + hint):
+        first(tmp_path).best(LR)
+
+
 def test_a_first_stage_with_failed_runs_is_refused_unless_they_are_allowed(tmp_path):
     stage(tmp_path, [(DONE, "adamw", 0.1, [5.0]), (State.FAILED, "adamw", 0.2, [1.0])])
     with pytest.raises(UserError) as error:
