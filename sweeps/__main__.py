@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rundir import exit_code_of
+from rundir import exit_code_of, unknown
 from rundir.files import MULTIRUN
-from sweeps.commands import following, listing, steering
+from sweeps.commands import following, listing, shell_completion, steering
 from sweeps.commands.comparison import RTOL
 
 Command = Callable[[argparse.Namespace], int]
@@ -17,15 +17,13 @@ Command = Callable[[argparse.Namespace], int]
 
 def completion(_arguments: argparse.Namespace) -> int:
     """Print what makes bash complete these commands: eval "$(python -m sweeps completion)"."""
-    from sweeps.commands.shell_completion import bash
-
-    print(bash(_parser(), {"--state": sorted(steering.RETRIABLE)}))
+    print(shell_completion.bash(_parser(), {"--state": sorted(steering.RETRIABLE)}))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__)
-    kinds = parser.add_subparsers(required=True, metavar="COMMAND")
+    kinds = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def add(function: Command, *, sweep: bool = True, json: bool = True) -> argparse.ArgumentParser:
         about = (function.__doc__ or "").splitlines()[0]
@@ -73,8 +71,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parsed = _parser().parse_args(arguments)
-    return exit_code_of(lambda: parsed.function(parsed))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return exit_code_of(lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> int:
+    parser = _parser()
+    commands = shell_completion.commands_of(parser)
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        raise unknown("command", words[0], commands)
+    parsed = parser.parse_args(words)
+    code: int = parsed.function(parsed)
+    return code
 
 
 if __name__ == "__main__":

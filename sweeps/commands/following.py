@@ -194,6 +194,8 @@ def watch(arguments: Arguments) -> int:
         display.err.print("the runs go on; follow them again with the same command")
         return 0
     display.err.print(f"sweep {plan.sweep}: {display.summary(last)}", markup=False)
+    for (word, reason), alike in runtable.by_reason([s for s in last if s.is_bad]).items():
+        display.err.print(f"  {count_of(len(alike), 'run')} {word}: {reason}", markup=False)
     return exit_code(last)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from rundir.files import MULTIRUN, SWEEP_DIR
+from rundir.files import MULTIRUN, PLAN_FILE, SWEEP_DIR
 
 _SCRIPT = r"""
 _optsweep_found=$(complete -p python 2>/dev/null | sed -n 's/.* -F \([^ ]*\) .*/\1/p')
@@ -39,6 +39,10 @@ _optsweep() {
       [ -d "$sweep" ] && sweep=${sweep%/@SWEEP_DIR@} && legal+=" ${sweep##*/}"
     done
   fi
+  local plan=@MULTIRUN@/${COMP_WORDS[4]}/@SWEEP_DIR@/@PLAN_FILE@ all=" ${COMP_WORDS[*]} "
+  if [[ -f $plan && ( "${COMP_WORDS[3]} $COMP_CWORD" == "logs 5" || $all == *" --runs "* ) ]]; then
+    legal+=" $(sed -n 's/^{"index": [0-9]*, "name": "\([^"]*\)".*/\1/p' "$plan")"
+  fi
   COMPREPLY=($(compgen -W "$legal" -- "$word"))
 }
 complete -o bashdefault -o default -F _optsweep python python3
@@ -53,7 +57,7 @@ def bash(parser: argparse.ArgumentParser, values: Mapping[str, Sequence[str]]) -
         values: the words that may follow an option.
     """
     # argparse has no public list of what it knows.
-    commands = _commands(parser)
+    commands = commands_of(parser)
     options = {
         name: [text for action in command._actions for text in action.option_strings]  # noqa: SLF001
         for name, command in commands.items()
@@ -72,6 +76,7 @@ def bash(parser: argparse.ArgumentParser, values: Mapping[str, Sequence[str]]) -
         ),
         "MULTIRUN": MULTIRUN,
         "SWEEP_DIR": SWEEP_DIR,
+        "PLAN_FILE": PLAN_FILE,
     }
     script = _SCRIPT
     for name, text in filled.items():
@@ -79,7 +84,8 @@ def bash(parser: argparse.ArgumentParser, values: Mapping[str, Sequence[str]]) -
     return script
 
 
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command, by name."""
     for action in parser._actions:  # noqa: SLF001
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             return dict(action.choices)

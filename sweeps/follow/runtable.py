@@ -28,6 +28,8 @@ MOST_FAILURES = 5
 
 _TAIL_BYTES = 16_384
 
+_STATE_WIDTH = max(len(state) for state in State)
+
 _COLOURS = {
     State.COMPLETED: "green",
     State.RUNNING: "cyan",
@@ -79,7 +81,7 @@ def progress_line(state: State, status: Status | None) -> str:
     left = f"  {cells[3]} left" if cells[3] and state is State.RUNNING else ""
     loss = f"  loss {cells[1]}" if cells[1] else ""
     speed = f"  {cells[2]} tokens/s" if cells[2] else ""
-    return f"{state!s:<9} {cells[0]}{loss}{speed}{left}{ended}"
+    return f"{state!s:<{_STATE_WIDTH}} {cells[0]}{loss}{speed}{left}{ended}"
 
 
 def _progress_cells(status: Status) -> tuple[str, str, str, str]:
@@ -94,6 +96,8 @@ def _progress_cells(status: Status) -> tuple[str, str, str, str]:
 def _why(state: RunState) -> str:
     if state.reason:
         return state.reason
+    if state.state is State.PENDING and state.node:  # squeue knows a node only once it starts
+        return f"starting (job {state.job})"
     if state.state in DONE:
         return f"in {duration(_elapsed(state.status))}" if state.status else ""
     return f"job {state.job}" if state.job else ""
@@ -150,7 +154,7 @@ def last_lines(log: Path, count: int = 5) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return text.splitlines()[-count:]
+    return text.splitlines()[-count:] or ["(empty)"]
 
 
 def failures(plan: Plan, surveyed: Sequence[RunState]) -> list[dict[str, Any]]:

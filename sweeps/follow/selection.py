@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rundir import UserError, unknown
@@ -77,24 +77,46 @@ def folders(multirun: Path) -> list[str]:
 
 
 def pick(plan: Plan, chosen: Iterable[str]) -> list[PlannedRun]:
-    """Return runs by index (``3``), by range (``3-7``) or by name, in the plan's order.
+    """Return runs by index (``3``), range (``3-7``), name or label, in the plan's order.
+
+    The beginning of a name does where only one name begins so. A label, ``seed=1``, is what
+    ``status`` shows.
 
     Raises:
-        UserError: there is no such run; names the nearest.
+        UserError: there is no such run, or several; names the nearest.
     """
     names = {run.name: run.index for run in plan.runs}
+    labels = {label.replace(", ", ","): index for index, label in enumerate(plan.labels)}
     indices: set[int] = set()
-    for text in (part.strip() for word in chosen for part in word.split(",")):
+    for text in _words(chosen, labels):
         span = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-        if text in names:
-            indices.add(names[text])
+        if text in names or text in labels:
+            indices.add(names[text] if text in names else labels[text])
         elif span and int(span[1]) <= int(span[2] or span[1]) < len(plan.runs):
             indices.update(range(int(span[1]), int(span[2] or span[1]) + 1))
         elif span:
             raise UserError(f"run = {text}; must be within 0-{len(plan.runs) - 1} in {plan.sweep}")
         else:
-            raise unknown("run", text, _few(plan.runs, text), plan.sweep)
+            indices.add(_beginning_with(text, plan))
     return [plan.runs[index] for index in sorted(indices)]
+
+
+def _words(chosen: Iterable[str], labels: Collection[str]) -> Iterator[str]:
+    """Yield what was typed, split at its commas unless these belong to a label."""
+    for word in chosen:
+        whole = word.replace(", ", ",").strip()
+        yield from [whole] if whole in labels else (part.strip() for part in whole.split(","))
+
+
+def _beginning_with(text: str, plan: Plan) -> int:
+    found = [run.index for run in plan.runs if text and run.name.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(plan.runs[index].name for index in found[:3])
+        more = ", …" if len(found) > 3 else ""
+        raise UserError(f"run = {text}; must name one run of {plan.sweep}, not {names}{more}")
+    raise unknown("run", text, _few(plan.runs, text), plan.sweep)
 
 
 def _few(runs: Sequence[PlannedRun], like: str) -> list[str]:

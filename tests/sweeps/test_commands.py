@@ -31,7 +31,9 @@ def test_promise_16_retry_says_why_each_run_ended_and_then_submits_it_again(shel
     assert "dry run: 1 run would be submitted again" in dry.stderr
     assert shell.status("s")[1]["attempts"] == 1
     done = shell("-m", "sweeps", "retry", "s", code=1)
-    assert done.stderr.index("the task is broken") < done.stderr.index("1 to submit")
+    why, counted, _ = done.stderr.partition("sweep s: 1 of 2 runs to submit again\n")
+    assert counted
+    assert why.count("the task is broken") == 1
     runs = shell.status("s")
     assert [(run["state"], run["attempts"]) for run in runs] == [("completed", 1), ("failed", 2)]
 
@@ -185,6 +187,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("python -m sweeps status ad", {"adam_first", "adam_second"}),
         ("python -m sweeps retry --ex", {"--exclude-bad-nodes"}),
         ("python -m sweeps retry --state node", {"node_fail"}),
+        ("python -m sweeps logs other see", {"seed-0"}),
+        ("python -m sweeps cancel other --runs se", {"seed-0"}),
         ("python -m other st", set()),
     ],
 )

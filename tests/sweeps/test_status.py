@@ -2,6 +2,8 @@
 
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,9 @@ from rundir import ENDED, State, Status
 from rundir.files import write_status
 from sweeps.cluster.scheduler import Element, Queue
 from sweeps.follow import states
+from sweeps.follow.selection import pick
 from sweeps.follow.states import Records
+from sweeps.planning.plan import Plan
 from sweeps.records import claims, ledger
 from sweeps.records.ledger import Share, Submission
 from sweeps.records.owners import Owner, myself
@@ -195,6 +199,12 @@ def test_promise_24_following_writes_nothing_and_survives_torn_files(make_sweep,
         (("retry", "--state", "faild"), "did you mean failed?"),
         (("retry", "--state", "completed"), "unknown state completed in --state"),
         (("logs", "0"), "seed-0 has no log yet; it is planned"),
+        (
+            ("statsu",),
+            "unknown command statsu; must be one of: cancel, compare, completion, logs, ls",
+        ),
+        (("statsu",), "; did you mean status?"),
+        (("logs", "seed"), "run = seed; must name one run of run1, not seed-0, seed-1, seed-2, …"),
         (("ls", "--multirun", "run1/nope", "--all"), None),
     ],
 )
@@ -322,3 +332,36 @@ def test_a_note_is_about_the_run_of_the_element_that_left_it(make_sweep):
     found = [s.reason for s in states.survey(sweep.plan, Queue(), accounting=lambda _: {})]
     gone = "job 12 ended before the run began"
     assert found == [gone, "not started: time is up", gone]
+
+
+def test_a_run_is_named_by_index_name_label_or_the_beginning_of_its_name(make_sweep):
+    runs = [replace(run, name=f"lr-{run.index}-x") for run in make_sweep(runs=3).plan.runs]
+    twofold = [replace(run, overrides=(f"seed={run.index}", f"lr=0.{run.index}")) for run in runs]
+    for told, label in ((runs, "seed=2"), (twofold, "seed=2, lr=0.2"), (twofold, "seed=2,lr=0.2")):
+        plan = Plan("s", Path("s"), told)
+        for word in ("2", "lr-2-x", "lr-2", label):
+            assert [run.index for run in pick(plan, [word])] == [2]
+    assert [run.index for run in pick(plan, ["lr-0,2"])] == [0, 2]
+
+
+def test_a_run_whose_element_has_begun_is_starting(make_sweep, sweeps_command, monkeypatch):
+    sweep = make_sweep(runs=1)
+    sweep.hand_over()
+    queue = Queue({"12_0": Element("RUNNING", None, "n1")})
+    monkeypatch.setattr(states, "queue_of", lambda *_: queue)
+    assert "pending" in (row := sweeps_command("status")[1].splitlines()[2])
+    assert row.endswith("n1    starting (job 12_0)")
+
+
+def test_the_end_of_an_empty_log_is_told_as_empty(make_sweep, sweeps_command):
+    make_sweep(runs=1).record(0, State.FAILED, reason="killed by SIGKILL", log="")
+    assert sweeps_command("status")[1].endswith("train.log:\n    (empty)\n")
+
+
+def test_watch_ends_with_the_reasons_and_its_lines_stand_in_columns(make_sweep, sweeps_command):
+    sweep = make_sweep(runs=2)
+    sweep.record(0, State.OUT_OF_MEMORY, reason="MemoryError", step=3, total_steps=9)
+    sweep.record(1, State.FAILED, reason="broken", step=3, total_steps=9)
+    lines = sweeps_command("watch")[2].splitlines()
+    assert lines[0].index("3/9") == lines[1].index("3/9")
+    assert lines[3:] == ["  1 run out_of_memory: MemoryError", "  1 run failed: broken"]
