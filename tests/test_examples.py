@@ -68,6 +68,14 @@ def test_promise_05_a_task_beside_the_launch_is_frozen_with_the_project(ten_line
     assert again.stdout.startswith("different at train step 1: loss ")
 
 
+def test_the_help_is_of_the_users_task_and_not_of_ours(ten_lines):
+    said = ten_lines(*FIT, "--help").stdout
+    assert said.startswith("Run fit.fit, or sweep it: ")
+    assert "lr: 0.1\n" in said
+    assert "GPT" not in said
+    assert "optimizer" not in said
+
+
 def test_its_config_holds_the_users_keys_and_the_engines_alone(ten_lines):
     done = ten_lines(*FIT, "--cfg", "job")
     top = {line.partition(":")[0] for line in done.stdout.splitlines() if line[:1].isalpha()}
