@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus, env_override
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from rundir import DONE, UserError, read_status
+from rundir import DONE, State, UserError, read_status
 from rundir.files import MULTIRUN
 from sweeps.commands import changes, comparison
 from sweeps.commands.changes import Changes
@@ -112,6 +112,9 @@ def _here(saved: Saved, composed: Composed, found: Changes, how: How) -> int:
         print(json.dumps(record, indent=1))  # noqa: T201 - a command's result
     elif verdict is not None:
         _say(verdict)
+    elif how.verify:
+        end = status.state if status is not None else State.FAILED
+        display.err.print(f"not compared: the repeat ended as {end}")
     return verdict.exit_code if verdict is not None else code
 
 

@@ -47,6 +47,11 @@ def test_shows_what_changed_and_verify_names_the_first_difference(shell, origina
     )
 
 
+def test_verify_of_a_repeat_that_fails_says_that_nothing_was_compared(shell, original):
+    done = shell("-m", "sweeps", "rerun", str(original), "seed=903", "--verify", code=1)
+    assert done.stderr.endswith("not compared: the repeat ended as failed\n")
+
+
 def test_a_rerun_bears_one_name_which_ends_in_its_own_signature(shell, original):
     done = shell("-m", "sweeps", "rerun", str(original), f"{LR}=0.03")
     (again,) = reruns(shell)
