@@ -53,11 +53,14 @@ def cancel(arguments: Arguments) -> int:
     # Held, so that no launch that is under way submits more behind its back.
     with ledger.locked(plan.home, plan.sweep):
         intents.settle_locked(plan)
-        entries = [e for e in ledger.entries(plan.home) if e.answer == ledger.TAKEN]
+        known = ledger.entries(plan.home)
+        entries = [entry for entry in known if entry.answer == ledger.TAKEN]
         queue = states.queue_of(plan, entries)
         surveyed = states.survey(plan, queue, entries=entries)
         live = [state for state in surveyed if state.state in {State.PENDING, State.RUNNING}]
         if arguments.runs is None:
+            for entry in known:  # one that SLURM knows nothing of may get through to it yet
+                entry.submission.cancel(plan.home)
             done = _cancel_all(plan, entries, live, queue)
         else:
             chosen = {run.index for run in pick(plan, arguments.runs)}
@@ -110,8 +113,6 @@ class _Cancelled:
 def _cancel_all(
     plan: Plan, entries: Sequence[Entry], live: Sequence[RunState], queue: Queue | None
 ) -> _Cancelled:
-    for entry in entries:
-        entry.submission.cancel(plan.home)
     _record(plan, entries, live)
     arrays = {element.partition("_")[0] for element in queue or ()}
     elements = sorted(arrays & {entry.job for entry in entries if entry.job})

@@ -293,6 +293,20 @@ def test_promise_01_what_a_killed_launcher_has_submitted_is_seen_and_cancelled(
     assert {run["state"] for run in json_of("status")["runs"]} == {"cancelled"}
 
 
+def test_a_submission_that_gets_through_to_slurm_after_the_cancellation_begins_nothing(
+    make_sweep, json_of, slurm_that_obeys
+):
+    """As an sbatch does that outlives its launcher; workers heed the mark."""
+    sweep = make_sweep(runs=1)
+    share = Share("slurm", ((0, 1),), 1, drain=False, threads=1)
+    Submission("abc", share, "hash", "/").write(sweep.plan.home)
+    ledger.record(sweep.plan.home, "intent", "abc")
+    slurm_that_obeys.write_text("")
+    json_of("cancel")
+    (entry,) = ledger.entries(sweep.plan.home)
+    assert (entry.answer, entry.submission.is_cancelled(sweep.plan.home)) == (ledger.VOID, True)
+
+
 def test_cancel_waits_for_no_launch_but_says_that_one_is_under_way(make_sweep, sweeps_command):
     """Behind its back the launch would submit the arrays that it has not come to yet."""
     sweep = make_sweep()
