@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -31,16 +31,23 @@ from sweeps.records.owners import Owner, myself
 REPEATS = 5
 STATUS_S, START_S, AGE_RATIO = 2.0, 1.5, 1.25
 
+SLURM = {
+    "sbatch": "echo Submitted batch job 7",
+    "squeue": "true",
+    "srun": "true",
+    "scontrol": "printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n'",
+}
+"""Stands for a cluster that takes every job at once, so that what is measured is our own work."""
+
 TEMPLATE = ("launch.py", "-m", "paths.sweep=template", "seed=0,1", "dry_run=false")
 """A real sweep of two runs, whose plan gives the large one its form."""
 
 
 def once(command: Sequence[str], cwd: Path, accepted: Sequence[int] = (0,)) -> float:
     """Return the wall-clock seconds of one run."""
+    env = {**environment(), "PATH": f"{cwd}/bin{os.pathsep}{os.environ['PATH']}"}
     began = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=cwd, env=dict(environment()), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode not in accepted:
         raise SystemExit(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr}")
     return time.perf_counter() - began
@@ -139,6 +146,24 @@ def write_history(place: Path, sweeps: int, files: int) -> None:
             os.close(os.open(root / "runs" / f"{file}", os.O_CREAT | os.O_WRONLY))
 
 
+def install_slurm(place: Path) -> None:
+    """Put the stand-ins for SLURM's commands into ``bin``, where :func:`once` finds them."""
+    (place / "bin").mkdir()
+    for name, line in SLURM.items():
+        (place / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (place / "bin" / name).chmod(0o755)
+
+
+def submission(place: Path) -> float:
+    """Return the seconds that submitting a sweep of three runs takes, which is removed again."""
+    words = ("launch.py", "-m", "paths.sweep=mine", "seed=1,2,3", "cluster=slurm")
+    took = once(python(*words), place)
+    if not list((place / "multirun" / "mine" / ".sweep" / "submissions").glob("*/7_submission.sh")):
+        raise SystemExit("the measured submission has handed nothing over")
+    shutil.rmtree(place / "multirun" / "mine")
+    return took
+
+
 def by_omegaconf(plan: Plan) -> float:
     """Return the seconds that reading every status through OmegaConf takes, from every tenth."""
     from omegaconf import OmegaConf
@@ -159,16 +184,15 @@ def measure_age(report: Report, place: Path, old: tuple[int, int]) -> None:
         write_sweep(there, template(there), "small", 100)
     write_history(places[1], *old)
     (places[1] / "multirun" / "small" / ".sweep" / "plan.json").touch()
-    commands: dict[str, tuple[list[str], tuple[int, ...]]] = {
-        "status": (python("-m", "sweeps", "status", "small"), (0, 1)),
-        "status_of_latest": (python("-m", "sweeps", "status"), (0, 1)),
-        "submission": (
-            python("launch.py", "-m", "paths.sweep=mine", "seed=1,2,3", "dry_run=true"),
-            (0,),
-        ),
+    for there in places:
+        install_slurm(there)
+    measured: dict[str, Callable[[Path], float]] = {
+        "status": lambda there: once(python("-m", "sweeps", "status", "small"), there, (0, 1)),
+        "status_of_latest": lambda there: once(python("-m", "sweeps", "status"), there, (0, 1)),
+        "submission": submission,
     }
-    for name, (command, codes) in commands.items():
-        rounds = [[once(command, there, codes) for there in places] for _ in range(REPEATS)]
+    for name, measure in measured.items():
+        rounds = [[measure(there) for there in places] for _ in range(REPEATS)]
         young, aged = (min(times) for times in zip(*rounds, strict=True))
         count = old[0] * old[1]
         told = f"{young:.2f} s alone, {aged:.2f} s beside {count:,} old files; least of {REPEATS}"
