@@ -68,6 +68,15 @@ def test_promise_05_a_task_beside_the_launch_is_frozen_with_the_project(ten_line
     assert again.stdout.startswith("different at train step 1: loss ")
 
 
+def test_the_sweep_definition_of_the_docs_is_launched_by_its_name(ten_lines):
+    text = (ROOT / "docs" / "tasks.md").read_text()
+    (ten_lines.cwd / "conf" / "sweep").mkdir()
+    definition = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
+    (ten_lines.cwd / "conf" / "sweep" / "rates.yaml").write_text(definition)
+    done = ten_lines(*FIT, "sweep=rates", "dry_run=true")
+    assert "4 runs to submit" in done.stdout
+
+
 def test_the_help_is_of_the_users_task_and_not_of_ours(ten_lines):
     said = ten_lines(*FIT, "--help").stdout
     assert said.startswith("Run fit.fit, or sweep it: ")
