@@ -67,12 +67,12 @@ def test_each_room_of_sweeps_builds_on_those_below():
             assert not used & set(FLOORS[height + 1 :]), f"{module} imports from {used}"
 
 
-def loaded(*arguments: str, cwd: Path) -> set[str]:
+def loaded(*arguments: str, cwd: Path, path: str = "/usr/bin:/bin") -> set[str]:
     """Return the top-level packages in memory after Python has run with these arguments."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments],
         cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'sweeps'}", "PATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -95,6 +95,31 @@ def loaded(*arguments: str, cwd: Path) -> set[str]:
 def test_nothing_on_the_login_node_imports_torch(arguments, shell, toy, tmp_path):
     shell("launch", "-m", *toy, "paths.sweep=before", "seed=1")
     assert not loaded(*arguments, cwd=tmp_path) & {"torch", "numpy", "pandas"}
+
+
+ANSWERS = {
+    "sbatch": "Submitted batch job 77",
+    "scontrol": "MaxArraySize = 1001\nMaxJobCount = 10000",
+    "squeue": "",
+    "srun": "",
+    "scancel": "",
+    "sacct": "",
+}
+"""What the commands of a cluster without jobs print."""
+
+
+def test_promise_27_neither_submitting_to_slurm_nor_cancelling_imports_torch(toy, tmp_path):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, answer in ANSWERS.items():
+        (commands / name).write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        (commands / name).chmod(0o755)
+    launch = [str(ROOT / "launch.py"), "-m", *toy, "paths.sweep=s", "seed=1,2", "cluster=slurm"]
+    for arguments in (launch, ["-m", "sweeps", "cancel", "s"]):
+        found = loaded(*arguments, cwd=tmp_path, path=f"{commands}:/usr/bin:/bin")
+        assert not found & {"torch", "numpy", "pandas"}
+    job = next((tmp_path / "multirun/s/.sweep").rglob("*.jsonl")).read_text()
+    assert '"77"' in job
 
 
 def test_the_notebook_imports_neither_torch_nor_hydra(tmp_path):
