@@ -376,3 +376,21 @@ def test_a_second_stage_whose_job_is_gone_or_failed_is_not_said_to_wait(
 def test_ls_says_where_there_is_no_sweep(sweeps_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sweeps_command("ls") == (0, "", f"no sweep in {tmp_path}/multirun\n")
+
+
+def test_a_local_sweep_is_cancelled_from_another_shell_and_taken_up_again(shell, toy):
+    shell.env["TOY_STEP_S"] = "0.2"
+    steps = "training.training_params.max_steps=60"
+    launch = ("launch", "-m", *toy, "paths.sweep=s", "seed=1,2,3", steps)
+    launcher = shell.start(*launch)
+    while not list(shell.cwd.glob("multirun/s/gpt-tiny/*/*/*/metrics.jsonl")):
+        time.sleep(0.05)
+    assert "cancelled 3 runs, " in shell("-m", "sweeps", "cancel", "s").stderr
+    _, told = launcher.communicate()
+    assert launcher.returncode == 0
+    assert "sweep s: 3 runs: 3 cancelled\n" in told
+    reasons = {run["reason"].partition(";")[0] for run in shell.status("s")}
+    assert reasons <= {"cancelled by the user", "cancelled by the user before it began"}
+    shell.env["TOY_STEP_S"] = "0"
+    shell("-m", "sweeps", "retry", "s")
+    assert {run["state"] for run in shell.status("s")} == {"completed"}
