@@ -102,6 +102,7 @@ def test_a_second_stage_whose_first_one_failed_says_so_in_its_status(login, toy,
     while "was not launched" not in said:
         assert time.monotonic() < end, said
         time.sleep(0.5)
-        said = login("-m", "sweeps", "status", "two", code=2).stderr
+        done = login("-m", "sweeps", "status", "two", code=None)
+        said = done.stdout + done.stderr
     assert "sweep two comes after one, which ended badly (3 runs: 3 failed: " in said
     assert "python -m sweeps retry multirun/one" in said

@@ -154,7 +154,7 @@ def test_runs_submitted_again_avoid_the_nodes_that_are_excluded(login, toy, slur
     again += "plan = Plan.read(Path('multirun/s'))\n"
     again += "raise SystemExit(submission.again(plan, [0, 1], exclude_nodes=['n2', 'n3']))"
     done = login("-c", again)
-    assert "1 completed, 1 failed; 1 to submit, 1 of them again" in done.stderr
+    assert "1 of 2 runs to submit again" in done.stderr
     first, second = sorted(submissions(login), key=lambda s: len(s["share"]["runs"]), reverse=True)
     assert [len(first["share"]["runs"]), second["share"]["runs"]] == [2, [[1, 2]]]
     script = next(login.cwd.glob(f"multirun/s/.sweep/submissions/{second['id']}/*_submission.sh"))
