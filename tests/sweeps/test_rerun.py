@@ -59,7 +59,7 @@ def test_a_rerun_bears_one_name_which_ends_in_its_own_signature(shell, original)
     assert again.name == f"lr-0.03-max_steps-3-{record['signature'][:6]}-rerun-1"
     assert record["name"] == again.name
     assert f"new run: {again.relative_to(shell.cwd)}\n" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"{again.name}  completed 3/3")
+    assert done.stderr.splitlines()[-1].split()[:2] == [again.name, "completed"]
 
 
 def test_composes_from_the_config_directory_and_the_config_that_were_saved(shell, toy):
