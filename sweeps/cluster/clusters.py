@@ -157,11 +157,11 @@ def cluster(kind: type[LocalCluster | SlurmCluster], node: Mapping[str, Any]) ->
         word = next((said for name, said in _WORDS.items() if name in hint), hint)
         word += " or null" if "Optional" in hint else ""
         raise IllegalValue(f"cluster.{key}", node[key], word) from None
-    _require_printable(dict(node))
+    require_printable(dict(node))
     return cast("Cluster", OmegaConf.to_object(merged))
 
 
-def _require_printable(node: Mapping[str, Any]) -> None:
+def require_printable(node: Mapping[str, Any]) -> None:
     """Refuse what would end its ``#SBATCH`` line: the shell would run the next one."""
     more = node.get("additional_parameters") or {}
     for name in more:

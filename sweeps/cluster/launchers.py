@@ -30,6 +30,7 @@ from sweeps.cluster.clusters import (
     Cluster,
     LocalCluster,
     SlurmCluster,
+    require_printable,
     rules_of,
     submitit_parameters,
 )
@@ -90,6 +91,7 @@ class _Waiting:
         """Launch the jobs and return their results."""
         names = {field.name for field in fields(self.their_config)}
         self.params = {key: value for key, value in self.params.items() if key in names}
+        require_printable(self.params)
         self.params["timeout_min"] = self.params["timeout_min"] or _NO_LIMIT_MIN
         with scheduler.clean_environment(), _without_warnings():
             results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]

@@ -49,3 +49,9 @@ def test_a_directory_that_sbatch_would_not_take_as_it_is_is_refused(sign):
     ):
         SlurmLauncher.require(Path(f"a{sign}j") / "s")
     LocalLauncher.require(Path(f"a{sign}j") / "s")
+
+
+def test_another_sweepers_jobs_are_as_safe_from_it():
+    waiting = SlurmLauncher(timeout_min=9, comment=EVIL)
+    with pytest.raises(UserError, match=r"^cluster.comment = "):
+        waiting.launch([["seed=1"]], 0)
