@@ -18,10 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rundir import OptsweepError, RanksLost, Run, UserError
 
-
 _kept: list[object] = []
 """Every process group that this process was in. Were DDP's reducer the last to hold one, its
-destructor would wait, with Python's lock in hand, for a thread of gloo's that waits for this lock."""
+destructor would wait, with Python's lock in hand, for a thread of gloo's that wants this lock."""
 
 
 class Ranks:
