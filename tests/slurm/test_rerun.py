@@ -51,7 +51,7 @@ def test_promise_04_a_run_is_repeated_on_the_cluster_and_compared_by_the_printed
     assert "code: as it was\n" in done.stderr
     printed = done.stderr.splitlines()[-1].split()
     assert printed[:5] == ["compare", "python", "-m", "sweeps", "compare"]
-    completed(login, f"{run.name}-rerun-1")
+    completed(login, printed[-1].split("/")[1])
     assert login(*printed[2:]).stdout == "equal to the bit: 5 values\n"
     again = json.loads((login.cwd / printed[-1] / "run.json").read_text())
     assert again["rerun_of"] == str(run)

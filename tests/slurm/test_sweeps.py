@@ -70,7 +70,7 @@ def test_promise_03_waiting_runs_are_pending_and_are_not_submitted_again(login, 
     assert "2 pending; none to submit" in login(*launch(toy, f"{LR}=0.1,0.2", hold)).stderr
     login("-m", "sweeps", "cancel", "s")
     runs = wait_until(login, lambda runs: "pending" not in {run["state"] for run in runs})
-    assert {run["state"] for run in runs} == {"planned"}
+    assert {run["state"] for run in runs} == {"cancelled"}
 
 
 def test_a_cancelled_element_checkpoints_and_only_it_is_launched_again(login, toy):

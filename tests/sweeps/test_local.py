@@ -93,7 +93,7 @@ def test_extending_a_sweep_runs_only_what_is_new_and_keeps_indices(shell, toy):
         (902, "failed", "the process exited with code 3 without ending the run"),
         (903, "failed", "RuntimeError: the task is broken"),
         (904, "diverged", "loss is nan at step 2"),
-        (905, "out_of_memory", "MemoryError: MemoryError"),
+        (905, "out_of_memory", "MemoryError"),
     ],
 )
 def test_one_bad_end_is_told_with_its_reason_and_leaves_the_neighbours_alone(
