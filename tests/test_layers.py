@@ -29,7 +29,7 @@ ALLOWED = {
     "hydra_plugins": {"hydra", "sweeps"},
 }
 
-FLOORS = ("define", "planning", "records", "cluster", "follow", "work", "launch", "commands")
+FLOORS = ("define", "planning", "records", "cluster", "follow", "workers", "launch", "commands")
 """The rooms of sweeps/, from the ground up: each imports from itself and from those below."""
 
 

@@ -305,7 +305,7 @@ def _worker_command(plan: Plan, submission: Submission, more: Sequence[str]) -> 
         sys.executable,
         "-u",
         "-m",
-        "sweeps.work.worker",
+        "sweeps.workers.worker",
         str(plan.root.absolute()),
         submission.id,
     ]

@@ -178,7 +178,7 @@ def _withdraw(plan: Plan, state: RunState) -> bool:
 
 def _tell_config(plan: Plan, run: PlannedRun) -> None:
     """Write the run.json of a run that has not begun, for whoever collects its directory."""
-    from sweeps.work.execution import Job, record_of
+    from sweeps.workers.execution import Job, record_of
 
     path = plan.directory(run) / RUN_FILE
     if path.exists():

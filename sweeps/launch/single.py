@@ -17,7 +17,7 @@ from sweeps.planning.composition import Composed
 from sweeps.planning.plan import place
 from sweeps.records import claims, provenance
 from sweeps.records.claims import Claim
-from sweeps.work.execution import Job, execute
+from sweeps.workers.execution import Job, execute
 
 CLAIM = ".claim"
 """Claims of a run outside sweeps lie in its own directory as ``.claim.<attempt>``."""

@@ -10,8 +10,8 @@ from sweeps.records import claims
 from sweeps.records.ledger import LOCAL, SLURM, Share, Submission
 from sweeps.records.owners import Owner, myself, named
 from sweeps.records.rules import Rules
-from sweeps.work.backlog import Backlog
-from sweeps.work.slots import Attempt
+from sweeps.workers.backlog import Backlog
+from sweeps.workers.slots import Attempt
 
 
 def backlog(sweep, backend: str = LOCAL, *, drain: bool = True, **more) -> Backlog:
@@ -79,7 +79,7 @@ def test_a_later_look_reads_no_run_that_has_ended_for_good(make_sweep, monkeypat
         read.append(directory)
         return read_status(directory)
 
-    monkeypatch.setattr("sweeps.work.backlog.read_status", counted)
+    monkeypatch.setattr("sweeps.workers.backlog.read_status", counted)
     assert [taken(ours), len(read)] == [[], 3]
     assert [taken(ours), len(read)] == [[], 3]
 

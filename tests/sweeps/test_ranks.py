@@ -10,11 +10,11 @@ import time
 import pytest
 
 from sweeps.records.ledger import SLURM, Share, Submission
-from sweeps.work import follower
-from sweeps.work.execution import STOP_SIGNALS
-from sweeps.work.follower import Follower
-from sweeps.work.leader import Leader
-from sweeps.work.ranks import Line, Task
+from sweeps.workers import follower
+from sweeps.workers.execution import STOP_SIGNALS
+from sweeps.workers.follower import Follower
+from sweeps.workers.leader import Leader
+from sweeps.workers.ranks import Line, Task
 
 
 @pytest.fixture(autouse=True)

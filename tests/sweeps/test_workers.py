@@ -16,11 +16,11 @@ from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records.failures import Failures
 from sweeps.records.ledger import LOCAL, SLURM, Note, Share, Submission
 from sweeps.records.rules import Rules
-from sweeps.work import warmup, worker
-from sweeps.work.deadline import Deadline
-from sweeps.work.execution import STOP_SIGNALS
-from sweeps.work.slots import Attempt
-from sweeps.work.worker import Worker
+from sweeps.workers import warmup, worker
+from sweeps.workers.deadline import Deadline
+from sweeps.workers.execution import STOP_SIGNALS
+from sweeps.workers.slots import Attempt
+from sweeps.workers.worker import Worker
 
 LR = "optimizer.optimizer_params.lr"
 SEEDS = "seed=1,901,906,902,2"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rundir import DONE, RanksLost, State, Status
-from sweeps.work.execution import end_of_killed
-from sweeps.work.ranks import Line, Place, Task, free_port, write_address
+from sweeps.workers.execution import end_of_killed
+from sweeps.workers.ranks import Line, Place, Task, free_port, write_address
 
 POLL_S = 0.1
 """Seconds between two looks at the run's own process."""

@@ -22,7 +22,7 @@ from sweeps.planning import tasks
 from sweeps.planning.composition import Composed, hydra_node
 from sweeps.planning.identity import task_config
 from sweeps.records import provenance
-from sweeps.work.ranks import ALONE, Place
+from sweeps.workers.ranks import ALONE, Place
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to checkpoint at its next step boundary and end as ``preempted``."""

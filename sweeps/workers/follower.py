@@ -17,11 +17,11 @@ from typing import Any
 from rundir import Status, read_json
 from sweeps.planning.plan import Plan
 from sweeps.records.ledger import Submission
-from sweeps.work import process, warmup
-from sweeps.work.execution import STOP_SIGNALS, signals_blocked
-from sweeps.work.leader import POLL_S
-from sweeps.work.ranks import Line, Place, Task
-from sweeps.work.slots import Slots
+from sweeps.workers import process, warmup
+from sweeps.workers.execution import STOP_SIGNALS, signals_blocked
+from sweeps.workers.leader import POLL_S
+from sweeps.workers.ranks import Line, Place, Task
+from sweeps.workers.slots import Slots
 
 PATIENCE_S = 600.0
 """Seconds to wait for the leader's address. It is written before any run: a leader that takes so

@@ -1,6 +1,6 @@
 """A worker: one element of a submission, carrying out one run or draining the sweep.
 
-    python -m sweeps.work.worker SWEEP_DIR SUBMISSION [--element I]
+    python -m sweeps.workers.worker SWEEP_DIR SUBMISSION [--element I]
 
 It verifies the frozen code it runs from, imports the task once, and forks a process for each run,
 so that a run that crashes takes nobody along. Asked to stop, it passes that on to its runs, waits
@@ -29,15 +29,15 @@ from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import freeze, provenance
 from sweeps.records.failures import FAILURES, Failures
 from sweeps.records.ledger import LOCAL, Note, Share, Submission
-from sweeps.work import warmup
-from sweeps.work.backlog import Backlog
-from sweeps.work.deadline import Deadline
-from sweeps.work.execution import STOP_SIGNALS, end_of_killed, signals_blocked
-from sweeps.work.follower import Follower
-from sweeps.work.leader import Leader
-from sweeps.work.process import be_the_run
-from sweeps.work.ranks import ALONE, Task, address_file
-from sweeps.work.slots import Attempt, Slots
+from sweeps.workers import warmup
+from sweeps.workers.backlog import Backlog
+from sweeps.workers.deadline import Deadline
+from sweeps.workers.execution import STOP_SIGNALS, end_of_killed, signals_blocked
+from sweeps.workers.follower import Follower
+from sweeps.workers.leader import Leader
+from sweeps.workers.process import be_the_run
+from sweeps.workers.ranks import ALONE, Task, address_file
+from sweeps.workers.slots import Attempt, Slots
 
 
 class Worker:
@@ -235,7 +235,7 @@ def _wait_for_place(share: Share) -> None:
 
 def main() -> int:
     """Run a worker from the command line that the submission wrote."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.work.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sweeps.workers.worker", description=__doc__)
     parser.add_argument("sweep_dir", type=Path)
     parser.add_argument("submission")
     parser.add_argument("--element", type=int)

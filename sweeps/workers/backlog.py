@@ -12,7 +12,7 @@ from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims
 from sweeps.records.claims import Claim
 from sweeps.records.ledger import SLURM, Submission
-from sweeps.work.slots import Attempt
+from sweeps.workers.slots import Attempt
 
 
 class Backlog:

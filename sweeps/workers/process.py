@@ -12,10 +12,10 @@ from rundir.files import write_status
 from sweeps.cluster import requeue
 from sweeps.planning.plan import Plan
 from sweeps.records.ledger import Submission
-from sweeps.work import warmup
-from sweeps.work.execution import Job, execute
-from sweeps.work.ranks import Place
-from sweeps.work.slots import Attempt
+from sweeps.workers import warmup
+from sweeps.workers.execution import Job, execute
+from sweeps.workers.ranks import Place
+from sweeps.workers.slots import Attempt
 
 
 def be_the_run(

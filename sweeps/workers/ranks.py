@@ -1,7 +1,7 @@
 """The processes of one run: where each stands, and how their workers talk.
 
-An array element of several tasks has a worker in each. Task 0 leads (:mod:`sweeps.work.leader`):
-it alone claims and records. The others follow (:mod:`sweeps.work.follower`). They talk over TCP,
+An array element of several tasks has a worker in each. Task 0 leads (:mod:`sweeps.workers.leader`):
+it alone claims and records. The others follow (:mod:`sweeps.workers.follower`). They talk over TCP,
 which is quicker than files on NFS, and which says at once when one of them is gone. Only the
 leader's address is a file.
 """
