@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Shell:
 
     cwd: Path
     env: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
         toy = str(ROOT / "tests" / "sweeps")
@@ -44,7 +46,7 @@ class Shell:
         return [*first, *(arguments[1:] if arguments[0] == "launch" else arguments)]
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*arguments),
             cwd=self.cwd,
             env=self.environment(),
@@ -53,6 +55,21 @@ class Shell:
             stderr=subprocess.PIPE,
             **more,
         )
+        self.started.append(process)
+        return process
+
+    def find(self, name: str) -> list[Path]:
+        """Return the files of this name below the directory, also while others come and go."""
+        # Path.rglob raises where a directory vanishes under it; os.walk passes over it.
+        found = [Path(top) / name for top, _, files in os.walk(self.cwd) if name in files]
+        return sorted(found)
+
+    def close(self) -> None:
+        """End what was started and still runs, as it does where a test failed."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
 
     def __call__(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -76,8 +93,10 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path)
+    yield shell
+    shell.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ do; the planner calls :meth:`submit`, which leaves nothing behind in the launchi
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -44,7 +45,16 @@ if TYPE_CHECKING:
 Runs: TypeAlias = Sequence[tuple[int, int]]
 """(index in the plan, attempt to claim) of each run."""
 
-_NO_ANSWER = re.compile("(?i)unable to contact|timed out|zero bytes|communication")
+_BROKEN = (
+    *(errno.EPIPE, errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+)
+"""What the kernel says of a connection to the controller that broke, or never was."""
+
+_NO_ANSWER = re.compile(
+    "(?i)unable to contact|timed out|zero bytes|communication|(?:send|receive) failure|"
+    + "|".join(re.escape(os.strerror(code)) for code in _BROKEN)
+)
 """What sbatch says when the controller may have taken the job without its knowing."""
 
 _LOOKED_UP = "whether it took the job is looked up"

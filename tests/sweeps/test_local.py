@@ -14,10 +14,9 @@ LR = "optimizer.optimizer_params.lr"
 
 def records(shell) -> list[dict]:
     """Return every metrics record of every run of the sweep."""
-    files = sorted((shell.cwd / "multirun").rglob("metrics.jsonl"))
     return [
         {"run": file.parent.name, **json.loads(line)}
-        for file in files
+        for file in shell.find("metrics.jsonl")
         for line in file.read_text().splitlines()
     ]
 
@@ -166,7 +165,7 @@ def test_a_sweep_never_runs_more_at_once_than_there_are_cores(shell, toy):
     second = shell.start("launch", "-m", *toy, "paths.sweep=b", f"seed={seeds}")
     most = 0
     while first.poll() is None or second.poll() is None:
-        states = [json.loads(p.read_text()) for p in shell.cwd.rglob("status.json")]
+        states = [json.loads(p.read_text()) for p in shell.find("status.json")]
         most = max(most, sum(s["state"] == "running" for s in states))
         time.sleep(0.02)
     for launcher in (first, second):

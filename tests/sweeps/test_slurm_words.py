@@ -91,6 +91,9 @@ def test_promise_13_what_sbatch_refuses_is_quoted_and_is_no_silence(sbatch, text
         ("", 124, "sbatch gave no answer within 60 s"),
         ("", 137, "sbatch was killed"),
         ("sbatch: error: x: Socket timed out on send/recv operation\n", 1, "sbatch said: x: Sock"),
+        ("sbatch: error: x: Transport endpoint is not connected\n", 1, "sbatch said: x: Transp"),
+        ("sbatch: error: x: Connection reset by peer\n", 1, "sbatch said: x: Connection reset"),
+        ("sbatch: error: x: Message receive failure\n", 1, "sbatch said: x: Message receive"),
     ],
 )
 def test_an_sbatch_that_may_have_been_heard_is_looked_up(sbatch, text, code, said):
