@@ -59,8 +59,11 @@ _NO_ANSWER = re.compile(
 
 _LOOKED_UP = "whether it took the job is looked up"
 
-_TIMED_OUT, _BY_SIGNAL = 124, 128
-"""Exit code of ``timeout`` when it ended its command; the one above which a signal did."""
+_TIMED_OUT = 124
+"""Exit code of ``timeout`` when it ended its command."""
+
+_BY_SIGNAL = range(129, 193)
+"""Exit codes of a command that a signal ended; sbatch's own for an option it refuses is 255."""
 
 _PATTERNS = "%\\"
 """Characters that sbatch does not take as they are in the path of a log."""
@@ -299,7 +302,7 @@ def sbatch(executor: Any, command: str) -> str:
         if code == _TIMED_OUT:
             silence = f"sbatch gave no answer within {SBATCH_S} s"
             silence += f"; it said: {said}" if said else ""
-        elif code < 0 or code > _BY_SIGNAL:
+        elif code < 0 or code in _BY_SIGNAL:
             silence = "sbatch was killed"
         elif _NO_ANSWER.search(said):
             silence = f"sbatch said: {said}"

@@ -23,7 +23,7 @@ def squeue_shows(monkeypatch):
     return show
 
 
-def test_promise_13_a_command_that_fails_is_quoted_whole_in_one_line_and_named_once():
+def test_a_command_that_fails_is_quoted_whole_in_one_line_and_named_once():
     said = "squeue: error: a\nsqueue: error:  b\n\nNote: c\n"
     assert scheduler.words("squeue", said) == "a; b; Note: c"
 
@@ -73,13 +73,14 @@ def sbatch(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        ("sbatch: unrecognized option '--bogus=1'\n", 1, "unrecognized option '--bogus=1'"),
+        ("sbatch: unrecognized option '--bogus=1'\n", 255, "unrecognized option '--bogus=1'"),
         ("sbatch: error: a\nsbatch: error: Batch job submission failed: b\n", 1, "a; Batch job"),
+        ("sbatch: error: Invalid --mem specification\n", 255, "Invalid --mem specification"),
         ("sbatch: error: Memory specification can not be satisfied\n", 1, "Memory spec"),
         ("", 1, "exit code 1"),
     ],
 )
-def test_promise_13_what_sbatch_refuses_is_quoted_and_is_no_silence(sbatch, text, code, said):
+def test_what_sbatch_refuses_is_quoted_and_is_no_silence(sbatch, text, code, said):
     with pytest.raises(ClusterError, match=f"^sbatch said: {said}") as error:
         sbatch(text, code)
     assert not isinstance(error.value, scheduler.Unanswered)
