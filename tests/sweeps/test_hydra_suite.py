@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import version
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -69,6 +70,19 @@ def test_under_hydras_own_sweeper_a_failed_job_fails_the_launch_in_one_line(shel
 def test_a_job_returns_its_last_loss_to_a_sampler(shell, toy):
     shell("-c", SAMPLER, "hydra/sweeper=basic", *toy, "optimizer.optimizer_params.lr=0.5,0.25")
     assert json.loads((shell.cwd / "said.json").read_text()) == [1 / 3 + 0.5, 1 / 3 + 0.25]
+
+
+def test_optuna_is_told_the_true_losses_and_finds_the_best(shell, toy):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs Python 3.11 or newer")
+    rate = "optimizer.optimizer_params.lr"
+    words = ("hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", f"{rate}=interval(0.1,0.9)")
+    shell("launch", "-m", "hydra/sweeper=optuna", *toy, *words)
+    runs = [json.loads(path.read_text()) for path in shell.find("run.json")]
+    rates = [run["config"]["optimizer"]["optimizer_params"]["lr"] for run in runs]
+    assert len(rates) == 4
+    found = yaml.safe_load(shell.find("optimization_results.yaml")[0].read_text())
+    assert found["best_params"] == {rate: min(rates)}
+    assert found["best_value"] == pytest.approx(1 / 3 + min(rates))
 
 
 SAMPLER = """
