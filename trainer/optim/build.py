@@ -12,6 +12,7 @@ from trainer.optim import params as p
 from trainer.optim.dap import build_dap
 from trainer.optim.euclidean import build_adam, build_momentum, build_nadam, build_sgd
 from trainer.optim.momo import build_momo, build_momo_adam
+from trainer.optim.muon import build_muon
 from trainer.optim.noneuclidean import build_spectral
 from trainer.optim.sign import build_sign
 
@@ -22,6 +23,10 @@ _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.
     p.NAdamParams: build_nadam,
     p.ScionParams: build_spectral,
     p.MuonParams: build_spectral,
+    p.MuonMomoParams: build_spectral,
+    p.MuonMaxMomoParams: build_spectral,
+    p.MuonTorchParams: build_muon,
+    p.NorMuonParams: build_muon,
     p.MomoParams: build_momo,
     p.MomoAdamParams: build_momo_adam,
     p.SignParams: build_sign,

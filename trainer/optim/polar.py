@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Method = Literal["polar-express", "jordan"]
+Method = Literal["polar-express", "jordan", "jordan-torch"]
 
 _JORDAN = (3.4445, -4.7750, 2.0315)
 """Jordan et al. 2024: the same polynomial at every step; ends near 1, not at it."""
@@ -43,12 +43,17 @@ def coefficients(
     """Return (a, b, c) for each step.
 
     Args:
-        method: ``gptopt_compat`` and the safety factor concern polar-express only.
+        method: ``gptopt_compat`` and the safety factor concern polar-express only. jordan-torch is
+            jordan with a first step that takes :func:`polar_factor`'s margin back, which
+            torch.optim.Muon does not have.
         steps: how many.
         gptopt_compat: divide each polynomial by 1.01 once more.
     """
     if method == "jordan":
         return (_JORDAN,) * steps
+    if method == "jordan-torch":
+        a, b, c = _JORDAN
+        return ((a * _SAFETY, b * _SAFETY**3, c * _SAFETY**5), *(_JORDAN,) * (steps - 1))
     last = len(_POLAR_EXPRESS) - 1
     extra = _SAFETY if gptopt_compat else 1.0
     chosen = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,3 +39,10 @@ def truncated_step(gap: Tensor, slope: Tensor, limit: float) -> Tensor:
     """
     longest = torch.where(slope == 0, limit, gap.clamp(min=0) / slope).clamp(max=limit)
     return torch.where(gap.isfinite() & slope.isfinite(), longest, torch.nan)
+
+
+def inner_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Return the inner product of each pair, a vector, summed in at least fp32."""
+    products = torch._foreach_mul(list(left), list(right))
+    wide = torch.promote_types(products[0].dtype, torch.float32)
+    return torch.stack([product.sum(dtype=wide) for product in products])

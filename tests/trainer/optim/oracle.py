@@ -80,6 +80,133 @@ class Spectral:
             weights[key] = (1 - lr * p.weight_decay) * weights[key] - lr * lmo
 
 
+class Truncated:
+    """muon-momo and muonmax-momo; every weight has a gradient in every step."""
+
+    def __init__(self, p: Any) -> None:
+        self.p = p
+        self.m: dict[str, Array] = {}
+        self.v: dict[str, Array] = {}
+        self.nuclear: dict[str, float] = {}
+        self.f: float | None = None
+        self.cases: set[str] = set()
+
+    def step(
+        self,
+        w: dict[str, Array],
+        g: dict[str, Array],
+        matrices: set[str],
+        loss: float,
+        lr: float,
+    ) -> float:
+        """Return tau."""
+        p = self.p
+        d, lmo = {}, {}
+        for k, gk in g.items():
+            self.m[k] = p.momentum * self.m.get(k, gk) + (1 - p.momentum) * gk
+            d[k], lmo[k] = self._norm(k, gk, k in matrices)
+        whole, a = self._product(d, matrices)
+        tau = lr
+        if p.truncate_loss is not None:
+            tangent = loss - sum(float((w[k] * g[k]).sum()) for k in g)
+            self.f = tangent if self.f is None else self.f
+            self.f = p.momentum * self.f + (1 - p.momentum) * tangent
+            h = self.f + sum(float((w[k] * self.m[k]).sum()) for k in g)
+            reach = max(h - p.truncate_loss, 0.0) / (whole if p.lmo else whole**2)
+            tau = min(lr, reach)
+            self.cases.add("zero" if tau == 0 else "full" if tau == lr else "truncated")
+        for k in g:
+            move = tau * a[k] * (1.0 if p.lmo else whole) * lmo[k]
+            w[k] = (1 - lr * p.weight_decay) * w[k] - move
+        return tau
+
+    def _norm(self, k: str, g: Array, matrix: bool) -> tuple[float, Array]:
+        p, m = self.p, self.m[k]
+        if matrix:
+            ratio = 1.0 if p.muon_lr_ratio is None else p.muon_lr_ratio
+            if p.muon_lr is not None:
+                ratio = p.muon_lr / p.lr
+            s = ratio if p.lmo else math.sqrt(ratio)
+            u = polar(m, p.polar, p.ns_steps, p.gptopt_compat)
+            nuclear = float((m * u).sum())
+            before, self.nuclear[k] = self.nuclear.get(k, nuclear), nuclear
+            frobenius = math.sqrt(float((m**2).sum()))
+            size = {"exact": nuclear, "frobenius": frobenius, "last": before}[p.nuc_approx]
+            return s * size, np.asarray(s * u)
+        if p.rest_norm == "linf":
+            return float(np.abs(m).sum()), np.asarray(np.sign(m))
+        b2 = p.betas[1]
+        self.v[k] = b2 * self.v.get(k, g**2) + (1 - b2) * g**2
+        root = np.sqrt(self.v[k]) + p.eps
+        if p.rest_norm == "adam_inf":
+            return float((m**2 / root).sum()), np.asarray(m / root)
+        size = math.sqrt(float((m**2 / root).sum()))
+        return size, np.asarray(m / (root * size))
+
+    def _product(self, d: dict[str, float], matrices: set[str]) -> tuple[float, dict[str, float]]:
+        if self.p.prod_norm == "linf":
+            return sum(d.values()), dict.fromkeys(d, 1.0)
+        if self.p.prod_norm == "l2":
+            whole = math.sqrt(sum(each**2 for each in d.values()))
+            return whole, {k: d[k] / whole for k in d}
+        s = sum(d[k] for k in d if k in matrices)
+        whole = math.sqrt(s**2 + sum(d[k] ** 2 for k in d if k not in matrices))
+        return whole, {k: (s if k in matrices else d[k]) / whole for k in d}
+
+
+class Muon:
+    """muon-torch and normuon."""
+
+    def __init__(self, name: str, p: Any) -> None:
+        self.name, self.p = name, p
+        self.b: dict[str, Array] = {}
+        self.v: dict[str, Array] = {}
+        self.t: dict[str, int] = {}
+
+    def step(self, w: dict[str, Array], g: dict[str, Array], matrices: set[str], lr: float) -> None:
+        """``lr`` is that of everything that is no matrix."""
+        p = self.p
+        ratio = 1.0 if p.muon_lr_ratio is None else p.muon_lr_ratio
+        if p.muon_lr is not None:
+            ratio = p.muon_lr / p.lr
+        for k, gk in g.items():
+            own = lr * ratio if k in matrices else lr
+            update = self._matrix(k, gk) if k in matrices else self._adam(k, gk)
+            w[k] = w[k] - own * p.weight_decay * w[k] - own * update
+
+    def _matrix(self, k: str, g: Array) -> Array:
+        p = self.p
+        self.b[k] = p.momentum * self.b.get(k, 0 * g) + (1 - p.momentum) * g
+        u = (1 - p.momentum) * g + p.momentum * self.b[k] if p.nesterov else self.b[k]
+        if p.polar == "jordan":
+            left, s, right = np.linalg.svd(u, full_matrices=False)
+            s = s / math.sqrt((s**2).sum())
+            for _ in range(p.ns_steps):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            o = np.asarray((left * s) @ right)
+        else:
+            o = polar(u, p.polar, p.ns_steps)
+        rows, columns = g.shape
+        if self.name == "normuon":
+            n = np.empty_like(o)
+            v = self.v.setdefault(k, np.zeros(rows))
+            for i in range(rows):
+                v[i] = p.beta2 * v[i] + (1 - p.beta2) * (o[i] ** 2).sum() / columns
+                n[i] = o[i] / (math.sqrt(v[i]) + p.eps)
+            return 0.2 * math.sqrt(rows * columns) / float(np.linalg.norm(n)) * n
+        if p.adjust_lr_fn == "match_rms_adamw":
+            return 0.2 * math.sqrt(max(rows, columns)) * o
+        return math.sqrt(max(1.0, rows / columns)) * o
+
+    def _adam(self, k: str, g: Array) -> Array:
+        (b1, b2), t = self.p.betas, self.t.get(k, 0) + 1
+        self.t[k] = t
+        self.b[k] = b1 * self.b.get(k, 0 * g) + (1 - b1) * g
+        self.v[k] = b2 * self.v.get(k, 0 * g) + (1 - b2) * g**2
+        root = np.sqrt(self.v[k] / (1 - b2**t)) + self.p.eps
+        return np.asarray(self.b[k] / (1 - b1**t) / root)
+
+
 def soderstrom_stewart(c: Array, rcond: float, cap: int) -> Array:
     epsilon = rcond * np.linalg.eigvalsh(c)[-1]
     alpha = 1 / (np.abs(c).sum(0).max() * np.abs(c).sum(1).max())

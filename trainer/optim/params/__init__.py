@@ -15,7 +15,14 @@ from trainer.optim.params.base import OptimizerParams
 from trainer.optim.params.dap import DapAcceleratedParams, DapParams
 from trainer.optim.params.euclidean import AdamParams, MomentumParams, NAdamParams, SgdParams
 from trainer.optim.params.sign import LionParams, SignParams
-from trainer.optim.params.spectral import MuonParams, ScionParams
+from trainer.optim.params.spectral import (
+    MuonMaxMomoParams,
+    MuonMomoParams,
+    MuonParams,
+    MuonTorchParams,
+    NorMuonParams,
+    ScionParams,
+)
 from trainer.optim.params.truncated import MomoAdamParams, MomoParams, TruncatedParams
 
 __all__ = [
@@ -27,8 +34,12 @@ __all__ = [
     "MomentumParams",
     "MomoAdamParams",
     "MomoParams",
+    "MuonMaxMomoParams",
+    "MuonMomoParams",
     "MuonParams",
+    "MuonTorchParams",
     "NAdamParams",
+    "NorMuonParams",
     "OptimizerParams",
     "ScionParams",
     "SgdParams",
@@ -46,6 +57,10 @@ REGISTRY: dict[str, type[OptimizerParams]] = {
         NAdamParams,
         ScionParams,
         MuonParams,
+        MuonMomoParams,
+        MuonMaxMomoParams,
+        MuonTorchParams,
+        NorMuonParams,
         MomoParams,
         MomoAdamParams,
         SignParams,
