@@ -103,7 +103,8 @@ class Truncated:
         p = self.p
         d, lmo = {}, {}
         for k, gk in g.items():
-            self.m[k] = p.momentum * self.m.get(k, gk) + (1 - p.momentum) * gk
+            mu = p.momentum if k in matrices or p.rest_norm == "linf" else p.betas[0]
+            self.m[k] = mu * self.m.get(k, gk) + (1 - mu) * gk
             d[k], lmo[k] = self._norm(k, gk, k in matrices)
         whole, a = self._product(d, matrices)
         tau = lr

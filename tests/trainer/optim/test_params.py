@@ -53,6 +53,18 @@ def test_the_two_daps_differ_in_their_inverse() -> None:
     assert accelerated.accelerated is True
 
 
+def test_only_a_truncated_step_needs_one_decay_for_all_averages() -> None:
+    values = {"name": "muonmax-momo", "betas": [0.9, 0.95]}
+    optimizer_params({**values, "truncate_loss": None}, WHERE)
+    optimizer_params({**values, "rest_norm": "linf"}, WHERE)
+
+
+def test_a_ratio_of_learning_rates_enters_a_step_times_the_dual_norm_by_its_root() -> None:
+    for name, scale in (("muon", 9.0), ("scion", 9.0), ("muon-momo", 9.0), ("muonmax-momo", 3.0)):
+        params: Any = optimizer_params({"name": name, "muon_lr_ratio": 9.0}, WHERE)
+        assert params.spectral_scale == scale
+
+
 def test_an_unknown_optimizer_lists_those_that_exist() -> None:
     with pytest.raises(UserError) as caught:
         optimizer_params({"name": "adamx"}, WHERE)
@@ -101,6 +113,23 @@ def test_a_missing_name_is_said() -> None:
         (
             {"name": "sgd-nesterov", "momentum": 0.0},
             "momentum = 0.0; must be in (0, 1) for sgd-nesterov",
+        ),
+        (
+            {"name": "muon-momo", "truncate_loss": float("nan")},
+            "truncate_loss = nan; must be a finite number or null",
+        ),
+        (
+            {"name": "muonmax-momo", "betas": [0.9, 0.95]},
+            "betas = [0.9, 0.95]; must be [0.95, ...] as momentum: the step is truncated",
+        ),
+        (
+            {"name": "muon-momo", "prod_norm": "l1"},
+            "prod_norm = 'l1'; must be one of linf, l2, hybrid",
+        ),
+        ({"name": "normuon", "beta2": 1.0}, "beta2 = 1.0; must be in [0, 1)"),
+        (
+            {"name": "muon-torch", "adjust_lr_fn": "rms"},
+            "adjust_lr_fn = 'rms'; must be one of original, match_rms_adamw",
         ),
         ({"name": "dap-ns-nadam", "rcond": 0.0}, "rcond = 0.0; must be in (0, 1)"),
         (

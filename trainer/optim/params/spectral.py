@@ -105,7 +105,7 @@ class MuonMomoParams(MuonParams):
             return
         finite = math.isfinite(self.truncate_loss)
         require(finite, "truncate_loss", self.truncate_loss, "a finite number or null")
-        one = f"[{self.momentum}, ...], beginning with momentum, where the step is truncated"
+        one = f"[{self.momentum}, ...] as momentum: the step is truncated"
         fits = self.rest_norm == "linf" or self.betas[0] == self.momentum
         require(fits, "betas", list(self.betas), one)
 
