@@ -133,7 +133,8 @@ def test_a_truncated_step_of_several_groups_ends_where_their_model_reaches_the_b
 @pytest.mark.parametrize("values", CASES, ids=str)
 def test_groups_that_do_not_differ_step_as_one(net: Any, values: dict[str, Any]) -> None:
     twin = copy.deepcopy(net)
-    one, two = built(net, lr=0.5, **values), built(twin, lr=0.5, **values)
+    values = {"lr": 0.5, **values}
+    one, two = built(net, **values), built(twin, **values)
     [matrices, rest] = two.param_groups
     two.param_groups.append({**rest, "params": rest["params"][2:]})
     two.param_groups.insert(0, {**matrices, "params": matrices["params"][:1]})
@@ -187,7 +188,7 @@ def test_dual_norm_and_direction_share_one_polar_factor(
         return real(matrices, *arguments, **named)
 
     monkeypatch.setattr(noneuclidean, "polar_factors", counted)
-    optimizer = built(net, lr=0.1, **values)
+    optimizer = built(net, **values)
     for step in range(3):
         random_gradients(net, step)
         optimizer.step(lambda: 4.0)
