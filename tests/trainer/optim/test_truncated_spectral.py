@@ -1,4 +1,4 @@
-"""muon-momo and muonmax-momo: product norms, dual norms, and where a step ends."""
+"""The spectral family with product norms: dual norms, and where a step ends; its numbers in bf16."""
 
 from __future__ import annotations
 
@@ -316,3 +316,26 @@ def test_product_norms_of_known_duals() -> None:
 def test_a_quotient_by_zero_is_finite_and_one_by_nan_is_not() -> None:
     quotient = over(torch.tensor([2.0, 2.0, 2.0]), torch.tensor([0.0, 4.0, float("nan")]))
     torch.testing.assert_close(quotient, torch.tensor([2.0, 0.5, float("nan")]), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["muon", "scion", *NAMES, "muon-torch", "normuon"])
+@pytest.mark.parametrize("seed", range(4))
+def test_matrices_of_any_shape_in_bf16_move_nearly_as_in_fp64(name: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = torch.randint(1, 12, (6, 2), generator=generator)
+    layers = [nn.Linear(rows, columns) for rows, columns in shapes.numpy()]
+    model = nn.ModuleDict({"wte": nn.Embedding(5, 3), "layers": nn.ModuleList(layers)})
+    model.to(torch.bfloat16)
+    twin = copy.deepcopy(model).double()
+    values = {"lr": 0.5, "truncate_loss": 0.0} if name in NAMES else {"lr": 0.5}
+    ours, theirs = built(model, name, **values), built(twin, name, **values)
+    before = [weight.detach().clone() for weight in twin.parameters()]
+    for step in range(3):
+        random_gradients(model, step, size=1.0)
+        for weight, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert weight.grad is not None
+            other.grad = weight.grad.double()
+        ours.step(lambda: torch.tensor(3.0))
+        theirs.step(lambda: torch.tensor(3.0))
+    for weight, other, old in zip(model.parameters(), twin.parameters(), before, strict=True):
+        assert (weight - other).norm() < 0.1 * (other - old).norm() + 0.02 * old.norm()
