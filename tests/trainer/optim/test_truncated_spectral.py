@@ -1,4 +1,4 @@
-"""The spectral family with product norms: dual norms, and where a step ends; its numbers in bf16."""
+"""The spectral family with product norms: dual norms, where a step ends, numbers in bf16."""
 
 from __future__ import annotations
 
