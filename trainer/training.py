@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -22,6 +22,17 @@ from trainer.optim.adamw import KernelAdamW
 from trainer.parallel import Ranks, accumulating
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """An optimizer that trains other weights than those to validate."""
+
+    def eval(self) -> None:
+        """Put the weights to validate into the model."""
+
+    def train(self) -> None:
+        """Put those in training back, to the bit."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,8 @@ class Training:
         params = self.config.training
         total, count = torch.zeros((), device=self.device), 0
         self.model.eval()
+        if isinstance(self.optimizer, Averaging):
+            self.optimizer.eval()
         for batch in validation_batches(
             self._validation,
             params.context_length,
@@ -105,6 +118,8 @@ class Training:
             total += self._loss(self._forward, batch) * batch[0].numel()
             count += batch[0].numel()
         self.model.train()
+        if isinstance(self.optimizer, Averaging):
+            self.optimizer.train()
         sums = torch.stack((total.double(), total.new_tensor(count, dtype=torch.float64)))
         whole, tokens = self.ranks.sum(sums).tolist()
         return float(whole / tokens)

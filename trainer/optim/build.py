@@ -9,12 +9,16 @@ import torch
 from torch import nn
 
 from trainer.optim import params as p
+from trainer.optim.ademamix import build_ademamix
 from trainer.optim.dap import build_dap
 from trainer.optim.euclidean import build_adam, build_momentum, build_nadam, build_sgd
+from trainer.optim.mars import build_mars
 from trainer.optim.momo import build_momo, build_momo_adam
 from trainer.optim.muon import build_muon
 from trainer.optim.noneuclidean import build_spectral
+from trainer.optim.schedule_free import build_schedule_free
 from trainer.optim.sign import build_sign
+from trainer.optim.soap import build_soap
 
 _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
     p.SgdParams: build_sgd,
@@ -33,6 +37,10 @@ _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.
     p.LionParams: build_sign,
     p.DapParams: build_dap,
     p.DapAcceleratedParams: build_dap,
+    p.AdEMAMixParams: build_ademamix,
+    p.MarsParams: build_mars,
+    p.ScheduleFreeParams: build_schedule_free,
+    p.SoapParams: build_soap,
 }
 
 

@@ -24,12 +24,23 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
-    """The formulas in numpy, loaded by their path: tests are no package."""
-    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+    """The formulas in numpy."""
+    return _loaded("oracle")
+
+
+@pytest.fixture(scope="session")
+def modern_oracle() -> ModuleType:
+    """Those of ademamix, mars, schedule-free-adamw and soap."""
+    return _loaded("oracle_modern")
+
+
+def _loaded(name: str) -> ModuleType:
+    """Load a module by its path: tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["oracle"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

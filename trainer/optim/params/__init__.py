@@ -11,10 +11,14 @@ from typing import Any
 
 from rundir.errors import UserError, unknown
 from trainer.fields import from_mapping
+from trainer.optim.params.ademamix import AdEMAMixParams
 from trainer.optim.params.base import OptimizerParams
 from trainer.optim.params.dap import DapAcceleratedParams, DapParams
 from trainer.optim.params.euclidean import AdamParams, MomentumParams, NAdamParams, SgdParams
+from trainer.optim.params.mars import MarsParams
+from trainer.optim.params.schedule_free import ScheduleFreeParams
 from trainer.optim.params.sign import LionParams, SignParams
+from trainer.optim.params.soap import SoapParams
 from trainer.optim.params.spectral import (
     MuonMaxMomoParams,
     MuonMomoParams,
@@ -27,10 +31,12 @@ from trainer.optim.params.truncated import MomoAdamParams, MomoParams, Truncated
 
 __all__ = [
     "REGISTRY",
+    "AdEMAMixParams",
     "AdamParams",
     "DapAcceleratedParams",
     "DapParams",
     "LionParams",
+    "MarsParams",
     "MomentumParams",
     "MomoAdamParams",
     "MomoParams",
@@ -41,9 +47,11 @@ __all__ = [
     "NAdamParams",
     "NorMuonParams",
     "OptimizerParams",
+    "ScheduleFreeParams",
     "ScionParams",
     "SgdParams",
     "SignParams",
+    "SoapParams",
     "TruncatedParams",
     "optimizer_params",
 ]
@@ -67,6 +75,10 @@ REGISTRY: dict[str, type[OptimizerParams]] = {
         LionParams,
         DapParams,
         DapAcceleratedParams,
+        AdEMAMixParams,
+        MarsParams,
+        ScheduleFreeParams,
+        SoapParams,
     )
     for name in cls.NAMES
 }

@@ -1,0 +1,79 @@
+"""ademamix: AdamW with a second, much slower average of the gradient (arXiv 2409.03137).
+
+    m1 <- b1 m1 + (1 - b1) g;   m2 <- b3(t) m2 + (1 - b3(t)) g;   v <- b2 v + (1 - b2) g^2
+    W <- (1 - lr wd) W - lr (m1 / (1 - b1^t) + a(t) m2) / (sqrt(v / (1 - b2^t)) + eps)
+
+    a(t) = a min(t / alpha_warmup, 1)
+    1 / ln b3(t) = (1 - u) / ln b1 + u / ln b3,   u = min(t / beta3_warmup, 1),   b3(t) <= b3
+
+All start at zero, and m2 is not corrected for it. 1 / ln b is a half-life but for a factor: what is
+interpolated is how far back the slow average looks. A non-finite gradient goes into the state:
+whoever steps looks first. A step never waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.optim.counted import CountedOptimizer
+from trainer.optim.groups import trainable
+from trainer.optim.params import AdEMAMixParams
+
+
+class AdEMAMix(CountedOptimizer):
+    """12 bytes of state per fp32 weight; a step makes two temporary copies of the weights."""
+
+    def __init__(self, weights: Any, params: AdEMAMixParams) -> None:
+        super().__init__(weights, {"lr": params.lr, "weight_decay": params.weight_decay})
+        self._params = params
+
+    def _move(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+    ) -> None:
+        p, (beta1, beta2) = self._params, self._params.betas
+        fast, slow = self._zeros("exp_avg", weights), self._zeros("exp_avg_slow", weights)
+        torch._foreach_lerp_(fast, gradients, 1 - beta1)
+        torch._foreach_lerp_(slow, gradients, 1 - slow_decay(p, step))
+        squares = self._zeros("exp_avg_sq", weights)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_mul_(roots, (1 - beta2**step) ** -0.5)
+        torch._foreach_add_(roots, p.eps)
+        moves = list(torch._foreach_mul(fast, 1 / (1 - beta1**step)))
+        torch._foreach_add_(moves, slow, alpha=slow_share(p, step))
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(weights, moves, roots, -group["lr"])
+
+
+def slow_share(params: AdEMAMixParams, step: int) -> float:
+    """Return a(t), the weight of the slow average in this step."""
+    return params.alpha * _progress(step, params.alpha_warmup)
+
+
+def slow_decay(params: AdEMAMixParams, step: int) -> float:
+    """Return b3(t), the decay of the slow average in this step."""
+    progress = _progress(step, params.beta3_warmup)
+    if progress == 1:
+        return params.beta3
+    reach = (1 - progress) * _reach(params.betas[0]) + progress * _reach(params.beta3)
+    return min(math.exp(-1 / reach), params.beta3) if reach else 0.0
+
+
+def _reach(beta: float) -> float:
+    """Return the steps in which an average's weights fall to 1 / e."""
+    return -1 / math.log(beta) if beta else 0.0
+
+
+def _progress(step: int, warmup: int | None) -> float:
+    return 1.0 if warmup is None else min(step / warmup, 1.0)
+
+
+def build_ademamix(model: nn.Module, params: AdEMAMixParams) -> AdEMAMix:
+    """Build ademamix."""
+    return AdEMAMix(trainable(model), params)

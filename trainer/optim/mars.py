@@ -1,0 +1,70 @@
+"""mars: AdamW on gradients whose variance is reduced by the step's before (arXiv 2411.10438).
+
+    c = g_t + gamma b1 / (1 - b1) (g_t - g_(t-1));   c <- c / max(1, |c|_2), weight by weight
+    m <- b1 m + (1 - b1) c;   v <- b2 v + (1 - b2) c^2
+    W <- (1 - lr wd) W - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
+
+This is the paper's MARS-AdamW in its approximate form: g_(t-1) is the gradient of the step before,
+on that step's tokens, not one at the old weights on this step's. A weight's first c is its g.
+Weights of fewer than two dimensions move by AdamW unless ``optimize_1d``. A non-finite gradient
+goes into the state: whoever steps looks first. A step never waits for the device.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.optim.averages import kept
+from trainer.optim.counted import CountedOptimizer
+from trainer.optim.groups import trainable
+from trainer.optim.params import MarsParams
+
+_log = logging.getLogger(__name__)
+
+
+class Mars(CountedOptimizer):
+    """Groups with ``corrected``, 12 bytes of state per fp32 weight, or without, 8."""
+
+    def __init__(self, groups: list[dict[str, Any]], params: MarsParams) -> None:
+        super().__init__(groups, {"lr": params.lr, "weight_decay": params.weight_decay})
+        self._params = params
+
+    def _move(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+    ) -> None:
+        p = self._params
+        if group["corrected"]:
+            gradients, betas = self._corrected(weights, gradients), p.betas
+        else:
+            betas = p.betas_1d
+        self._move_by_adamw(group, weights, gradients, step, betas, p.eps)
+
+    def _corrected(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Return c, and keep the gradients for the next step."""
+        beta1, _ = self._params.betas
+        previous = kept(self.state, "previous_grad", weights, gradients, from_zero=False)
+        # g + k (g - p) = p + (1 + k) (g - p)
+        ahead = 1 + self._params.gamma * beta1 / (1 - beta1)
+        corrected = list(torch._foreach_lerp(previous, gradients, ahead))
+        torch._foreach_copy_(previous, gradients)
+        norms = list(torch._foreach_norm(corrected))
+        torch._foreach_clamp_min_(norms, 1.0)
+        torch._foreach_div_(corrected, norms)
+        return corrected
+
+
+def build_mars(model: nn.Module, params: MarsParams) -> Mars:
+    """Build mars; the log says how many weights move by what."""
+    weights = trainable(model)
+    corrected = [weight for weight in weights if params.optimize_1d or weight.ndim >= 2]
+    rest = [weight for weight in weights if not params.optimize_1d and weight.ndim < 2]
+    _log.info("mars: %d weights by MARS, %d by AdamW", len(corrected), len(rest))
+    groups: list[dict[str, Any]] = [
+        {"params": corrected, "corrected": True},
+        {"params": rest, "corrected": False},
+    ]
+    return Mars([group for group in groups if group["params"]], params)

@@ -1,0 +1,124 @@
+"""schedule-free-adamw: averages its weights instead of lowering its rate (arXiv 2405.15682).
+
+    y = (1 - b1) z + b1 x           what the gradient g is taken at
+    v <- b2 v + (1 - b2) g^2;   s = lr sqrt(1 - b2^t) min(1, t / warmup_steps)
+    z <- z - s (g / (sqrt(v) + eps) + wd y)
+    x <- (1 - c) x + c z,   c = s^2 / (sum of all s^2 so far)
+
+z and x start at the weights, v at zero. x is what training is for: validate it. The weights hold y;
+z and v are the state, and x = (y - (1 - b1) z) / b1. With d = g / (sqrt(v) + eps) + wd y a step is
+
+    y <- (1 - c) y + c z - s (1 - b1 (1 - c)) d;   z <- z - s d
+
+A non-finite gradient goes into the state: whoever steps looks first. A step never waits for the
+device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.optim.averages import kept
+from trainer.optim.counted import CountedOptimizer
+from trainer.optim.groups import trainable
+from trainer.optim.params import ScheduleFreeParams
+
+
+class ScheduleFreeAdamW(CountedOptimizer):
+    """8 bytes of state per fp32 weight, and 4 more between :meth:`eval` and :meth:`train`."""
+
+    def __init__(self, weights: Any, params: ScheduleFreeParams) -> None:
+        super().__init__(weights, {"lr": params.lr, "weight_decay": params.weight_decay})
+        self._params = params
+        self._stashed: dict[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put x into the weights; y waits for :meth:`train`."""
+        if self._stashed is not None:
+            return
+        moved = [w for group in self.param_groups for w in group["params"] if self.state.get(w)]
+        # A copy, since y from x and z would differ in its last bits.
+        self._stashed = {weight: weight.clone() for weight in moved}
+        if moved:
+            bases = [self.state[weight]["z"] for weight in moved]
+            torch._foreach_lerp_(moved, bases, 1 - 1 / self._params.betas[0])
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put y back, to the bit."""
+        stashed, self._stashed = self._stashed, None
+        if stashed:
+            torch._foreach_copy_(list(stashed), list(stashed.values()))
+
+    def step(self, closure: Any = None) -> Any:
+        """Update every weight that has a gradient.
+
+        Raises:
+            RuntimeError: the weights hold x.
+        """
+        self._refuse_evaluated("step")
+        return super().step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what goes with the weights as they are in training.
+
+        Raises:
+            RuntimeError: the weights hold x.
+        """
+        self._refuse_evaluated("state_dict")
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Load what goes with the weights as they are in training.
+
+        Raises:
+            RuntimeError: the weights hold x.
+        """
+        self._refuse_evaluated("load_state_dict")
+        super().load_state_dict(state_dict)
+
+    def _move(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+    ) -> None:
+        p, (beta1, beta2) = self._params, self._params.betas
+        warm = min(1.0, step / p.warmup_steps) if p.warmup_steps else 1.0
+        size = group["lr"] * math.sqrt(1 - beta2**step) * warm
+        squares = self._zeros("exp_avg_sq", weights)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, p.eps)
+        moves = list(torch._foreach_div(gradients, roots))
+        if group["weight_decay"]:
+            torch._foreach_add_(moves, weights, alpha=group["weight_decay"])
+        bases = kept(self.state, "z", weights, weights, from_zero=False)
+        for share, members in self._shares(weights, size).items():
+            y, z, d = ([column[i] for i in members] for column in (weights, bases, moves))
+            torch._foreach_lerp_(y, z, share)
+            torch._foreach_add_(y, d, alpha=-size * (1 - beta1 * (1 - share)))
+            torch._foreach_add_(z, d, alpha=-size)
+
+    def _shares(self, weights: list[Tensor], size: float) -> dict[float, list[int]]:
+        """Return the weights by c. One that missed steps may have had other rates since."""
+        shares: dict[float, list[int]] = defaultdict(list)
+        for i, weight in enumerate(weights):
+            state = self.state[weight]
+            state["weight_sum"] = state.get("weight_sum", 0.0) + size**2
+            total = state["weight_sum"]
+            shares[size**2 / total if total else 0.0].append(i)
+        return shares
+
+    def _refuse_evaluated(self, call: str) -> None:
+        if self._stashed is not None:
+            raise RuntimeError(f"{call}() after eval(): the weights hold the average; call train()")
+
+
+def build_schedule_free(model: nn.Module, params: ScheduleFreeParams) -> ScheduleFreeAdamW:
+    """Build schedule-free-adamw."""
+    return ScheduleFreeAdamW(trainable(model), params)

@@ -1,0 +1,184 @@
+# ruff: noqa: N803, N806 - tensor names end in their shape
+"""soap: Adam in the eigenbasis of Shampoo's preconditioner (arXiv 2409.11321).
+
+For the gradient G of a matrix W, and t counted from its second gradient:
+
+    M <- b1 M + (1 - b1) G;   V <- b2 V + (1 - b2) (P^T G Q)^2
+    W <- (1 - lr wd) W - lr P N Q^T
+    N = P^T M Q / (1 - b1^t) / (sqrt(V / (1 - b2^t)) + eps)
+    L <- b L + (1 - b) G G^T;   R <- b R + (1 - b) G^T G
+    every ``precondition_frequency`` steps   P <- QR(L P);   Q <- QR(R Q)
+
+P and Q start at the eigenvectors of L and R after the first gradient, and that step moves no
+matrix: in the basis of its own singular vectors a gradient is diagonal but for rounding, which
+Adam would blow up to full size. A refresh is one power iteration; before it the columns of P and Q,
+with V's rows and columns, are sorted by their part of L and R. A side longer than
+``max_precond_dim`` has the identity for its basis; matrices with two such sides, and everything
+that is no matrix, move by AdamW from the first step on.
+
+On CUDA the first step of each matrix waits for the device, since torch's eigh does; later ones do
+not. A non-finite gradient goes into weights and state: whoever steps looks first.
+
+Shape suffixes: B matrices of one shape, M rows, N columns; S a side, which is M or N.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.optim.averages import kept
+from trainer.optim.counted import CountedOptimizer
+from trainer.optim.groups import split_parameters
+from trainer.optim.params import SoapParams
+
+
+class _Side(NamedTuple):
+    """One side of the matrices: its axis, and what is kept for it."""
+
+    axis: int
+    moment: str
+    """L or R."""
+    basis: str
+    """P or Q."""
+
+
+_SIDES = (
+    _Side(-2, "row_moment", "row_basis"),
+    _Side(-1, "column_moment", "column_basis"),
+)
+
+
+class Soap(CountedOptimizer):
+    """SOAP in groups with ``rotated``, AdamW in the others; 8 bytes of state per fp32 weight.
+
+    A matrix has 8 M^2 + 8 N^2 bytes more, and a step of it costs 8 M^2 N + 8 M N^2 FLOPs.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], params: SoapParams) -> None:
+        super().__init__(groups, {"lr": params.lr, "weight_decay": params.weight_decay})
+        self._params = params
+
+    def _move(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+    ) -> None:
+        p = self._params
+        if not group["rotated"]:
+            self._move_by_adamw(group, weights, gradients, step, p.betas, p.eps)
+            return
+        batches: dict[torch.Size, list[int]] = defaultdict(list)
+        for i, weight in enumerate(weights):
+            batches[weight.shape].append(i)
+        for members in batches.values():
+            batch, found = [weights[i] for i in members], [gradients[i] for i in members]
+            g_BMN = _stacked(found)
+            if step == 1:
+                # 0 g is NaN where g is not finite, which must not go unnoticed.
+                torch._foreach_add_(batch, found, alpha=0)
+            else:
+                self._move_matrices(group, batch, self._direction(batch, found, g_BMN, step - 1))
+            self._learn(batch, g_BMN, step - 1)
+
+    def _move_matrices(self, group: dict[str, Any], weights: list[Tensor], n_BMN: Tensor) -> None:
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        moves = list(n_BMN.to(weights[0].dtype).unbind())
+        torch._foreach_add_(weights, moves, alpha=-group["lr"])
+
+    def _direction(
+        self, weights: list[Tensor], gradients: list[Tensor], g_BMN: Tensor, step: int
+    ) -> Tensor:
+        """Advance the averages that the step is made of and return P N Q^T."""
+        beta1, beta2 = self._params.betas
+        means, squares = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        bases = [self._basis(weights, side) for side in _SIDES]
+        r_BMN = _rotated(g_BMN, *bases)
+        v_BMN = _stacked(squares).mul_(beta2).addcmul_(r_BMN, r_BMN, value=1 - beta2)
+        torch._foreach_copy_(squares, list(v_BMN.unbind()))
+        root_BMN = v_BMN.div_(1 - beta2**step).sqrt_().add_(self._params.eps)
+        n_BMN = _rotated(_stacked(means), *bases).div_(root_BMN).div_(1 - beta1**step)
+        return _rotated(n_BMN, *(None if basis is None else basis.mT for basis in bases))
+
+    def _learn(self, weights: list[Tensor], g_BMN: Tensor, step: int) -> None:
+        """Advance L and R, and P and Q in their first step and when their refresh is due."""
+        beta = self._params.moment_decay
+        for side in _SIDES:
+            if g_BMN.shape[side.axis] > self._params.max_precond_dim:
+                continue
+            wide_BSX = g_BMN if side.axis == -2 else g_BMN.mT
+            found_BSS = torch.bmm(wide_BSX, wide_BSX.mT).mul_(1 - beta)
+            moments = kept(
+                self.state, side.moment, weights, list(found_BSS.unbind()), from_zero=True
+            )
+            moment_BSS = found_BSS.add_(_stacked(moments), alpha=beta)
+            torch._foreach_copy_(moments, list(moment_BSS.unbind()))
+            if step == 0:
+                for weight, basis in zip(weights, _eigenvectors(moment_BSS), strict=True):
+                    self.state[weight][side.basis] = basis.clone()
+            elif step % self._params.precondition_frequency == 0:
+                self._refresh(weights, side, moment_BSS)
+
+    def _refresh(self, weights: list[Tensor], side: _Side, moment_BSS: Tensor) -> None:
+        """Sort a side's basis and V by the moment, and take one power iteration."""
+        bases = [self.state[weight][side.basis] for weight in weights]
+        basis_BSS = _stacked(bases)
+        product_BSS = torch.bmm(moment_BSS, basis_BSS)
+        part_BS = (basis_BSS * product_BSS).sum(-2)
+        order_BS = part_BS.argsort(dim=-1, descending=True, stable=True)
+        squares = self._zeros("exp_avg_sq", weights)
+        v_BMN = _stacked(squares)
+        torch._foreach_copy_(squares, list(_sorted(v_BMN, order_BS, side.axis).unbind()))
+        basis_BSS = torch.linalg.qr(_sorted(product_BSS, order_BS, -1)).Q
+        torch._foreach_copy_(bases, list(basis_BSS.unbind()))
+
+    def _basis(self, weights: list[Tensor], side: _Side) -> Tensor | None:
+        """Return P or Q, None where it is the identity."""
+        if weights[0].shape[side.axis] > self._params.max_precond_dim:
+            return None
+        return _stacked([self.state[weight][side.basis] for weight in weights])
+
+
+def build_soap(model: nn.Module, params: SoapParams) -> Soap:
+    """Build soap."""
+    split = split_parameters(model)
+    matrices = list(split.matrices.values())
+    rotated = [weight for weight in matrices if min(weight.shape) <= params.max_precond_dim]
+    large = [weight for weight in matrices if min(weight.shape) > params.max_precond_dim]
+    groups: list[dict[str, Any]] = [
+        {"params": rotated, "rotated": True},
+        {"params": large + list(split.rest.values()), "rotated": False},
+    ]
+    return Soap([group for group in groups if group["params"]], params)
+
+
+def _stacked(matrices: list[Tensor]) -> Tensor:
+    """Return a batch in at least fp32; eigenvectors and QR have nothing below."""
+    stack_BMN = torch.stack(matrices)
+    return stack_BMN.to(torch.promote_types(stack_BMN.dtype, torch.float32))
+
+
+def _rotated(x_BMN: Tensor, p_BMM: Tensor | None, q_BNN: Tensor | None) -> Tensor:
+    """Return P^T X Q; None is the identity, and at most one of them is."""
+    if p_BMM is not None:
+        x_BMN = torch.bmm(p_BMM.mT, x_BMN)
+    return x_BMN if q_BNN is None else torch.bmm(x_BMN, q_BNN)
+
+
+def _eigenvectors(moment_BSS: Tensor) -> Tensor:
+    """Return eigenvectors as columns, the largest eigenvalue's first.
+
+    A matrix that is not finite, which eigh raises an error on, counts as zero.
+    """
+    finite_B11 = moment_BSS.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    vectors: Tensor = torch.linalg.eigh(moment_BSS.where(finite_B11, 0.0)).eigenvectors
+    return vectors.flip(-1)
+
+
+def _sorted(x_BMN: Tensor, order_BS: Tensor, axis: int) -> Tensor:
+    """Return the rows (axis -2) or columns (axis -1) in this order."""
+    index = order_BS.unsqueeze(-1 if axis == -2 else -2)
+    return x_BMN.gather(axis, index.expand_as(x_BMN))
