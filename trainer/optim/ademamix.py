@@ -22,46 +22,41 @@ from torch import Tensor, nn
 from trainer.optim.counted import CountedOptimizer
 from trainer.optim.groups import trainable
 from trainer.optim.params import AdEMAMixParams
+from trainer.optim.scaling import Number, add_scaled, decay_weights, each, move_towards
 
 
 class AdEMAMix(CountedOptimizer):
-    """12 bytes of state per fp32 weight; a step makes two temporary copies of the weights."""
+    """12 bytes of state per fp32 weight; a step makes three temporary copies of the weights."""
 
     def __init__(self, weights: Any, params: AdEMAMixParams) -> None:
-        super().__init__(weights, {"lr": params.lr, "weight_decay": params.weight_decay})
+        super().__init__(weights, params.lr, params.weight_decay)
         self._params = params
 
     def _move(
-        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
         p, (beta1, beta2) = self._params, self._params.betas
         fast, slow = self._zeros("exp_avg", weights), self._zeros("exp_avg_slow", weights)
         torch._foreach_lerp_(fast, gradients, 1 - beta1)
-        torch._foreach_lerp_(slow, gradients, 1 - slow_decay(p, step))
-        squares = self._zeros("exp_avg_sq", weights)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_mul_(roots, (1 - beta2**step) ** -0.5)
-        torch._foreach_add_(roots, p.eps)
-        moves = list(torch._foreach_mul(fast, 1 / (1 - beta1**step)))
-        torch._foreach_add_(moves, slow, alpha=slow_share(p, step))
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_addcdiv_(weights, moves, roots, -group["lr"])
+        move_towards(slow, gradients, 1 - slow_decay(p, step))
+        roots = self._roots(weights, gradients, step, beta2, p.eps)
+        moves = list(torch._foreach_mul(fast, each(-group["lr"] / (1 - beta1**step), weights)))
+        add_scaled(moves, slow, -group["lr"] * slow_share(p, step))
+        decay_weights(weights, group["lr"], group["weight_decay"])
+        torch._foreach_addcdiv_(weights, moves, roots)
 
 
-def slow_share(params: AdEMAMixParams, step: int) -> float:
+def slow_share(params: AdEMAMixParams, step: Number) -> Number:
     """Return a(t), the weight of the slow average in this step."""
     return params.alpha * _progress(step, params.alpha_warmup)
 
 
-def slow_decay(params: AdEMAMixParams, step: int) -> float:
+def slow_decay(params: AdEMAMixParams, step: Number) -> Number:
     """Return b3(t), the decay of the slow average in this step."""
     progress = _progress(step, params.beta3_warmup)
-    if progress == 1:
-        return params.beta3
     reach = (1 - progress) * _reach(params.betas[0]) + progress * _reach(params.beta3)
+    if isinstance(reach, Tensor):
+        return (-1 / reach).exp().clamp(max=params.beta3)
     return min(math.exp(-1 / reach), params.beta3) if reach else 0.0
 
 
@@ -70,8 +65,11 @@ def _reach(beta: float) -> float:
     return -1 / math.log(beta) if beta else 0.0
 
 
-def _progress(step: int, warmup: int | None) -> float:
-    return 1.0 if warmup is None else min(step / warmup, 1.0)
+def _progress(step: Number, warmup: int | None) -> Number:
+    if warmup is None:
+        return 1.0
+    part = step / warmup
+    return part.clamp(max=1.0) if isinstance(part, Tensor) else min(part, 1.0)
 
 
 def build_ademamix(model: nn.Module, params: AdEMAMixParams) -> AdEMAMix:

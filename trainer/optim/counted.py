@@ -1,44 +1,77 @@
-"""Optimizers that count each weight's steps, for their bias corrections and schedules.
+"""Optimizers whose step depends on its number, which every weight has of its own.
 
-A weight without gradient takes no step, so that counts may differ within a group. Counts are kept
-on the host: a step never waits for the device, and a captured CUDA graph repeats the very step that
-was captured.
+A weight without gradient takes no step, so that numbers may differ within a group. They are kept on
+the device for checkpoints and CUDA graphs, and on the host as well, so that weights whose numbers
+agree share their bias corrections and a step launches little and waits for nothing.
+
+From the first step that is captured, or whose ``lr`` is a tensor, only the device's numbers count:
+a captured step counts as it is replayed, and reads ``lr`` from its tensor.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from trainer.kernels import AdamWScalars, adamw_step
-from trainer.kernels.operands import Slot
 from trainer.optim.averages import kept
+from trainer.optim.scaling import Number, decay_weights, each
 
 
 class CountedOptimizer(torch.optim.Optimizer):
-    """Weights of a group that have taken equally many steps move together."""
+    """Weights of a group whose counters agree move together."""
+
+    COUNTERS: ClassVar[tuple[str, ...]] = ("step",)
+    """Keys of the numbers, fp64 scalars, that a weight's steps add up in its state."""
+
+    def __init__(self, groups: Any, lr: float, weight_decay: float) -> None:
+        self._on_host: dict[Tensor, dict[str, float]] = defaultdict(dict)
+        self._device_counts = False
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every weight that has a gradient."""
+        """Update every weight that has a gradient.
+
+        Raises:
+            RuntimeError: the first step of a weight is captured in a CUDA graph.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for step, weights in self._counted(group["params"]).items():
-                gradients = [weight.grad for weight in weights if weight.grad is not None]
-                self._move(group, weights, gradients, step)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._look_where_to_count(group, weights)
+            for batch in self._batches(weights):
+                gradients = [weight.grad for weight in batch]
+                self._move(group, batch, gradients, self._add("step", batch, 1.0))
         return loss
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state; counters on a device are waited for."""
+        super().load_state_dict(dict(state_dict))
+        weights = chain.from_iterable(group["params"] for group in self.param_groups)
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        self._on_host.clear()
+        for weight, number in zip(weights, numbers, strict=True):
+            saved = state_dict["state"].get(number, {})
+            for key in self.COUNTERS:
+                if key in saved:
+                    # From what was saved: torch rounds a state to the weight's dtype.
+                    self._on_host[weight][key] = float(saved[key])
+                    counter = torch.as_tensor(saved[key], dtype=torch.float64)
+                    self.state[weight][key] = counter.to(weight.device, copy=True)
 
     @abstractmethod
     def _move(
-        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
         """Take the weights' step with this number, counted from 1."""
 
@@ -47,25 +80,63 @@ class CountedOptimizer(torch.optim.Optimizer):
         group: dict[str, Any],
         weights: list[Tensor],
         gradients: list[Tensor],
-        step: int,
+        step: Number,
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        means, squares = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
-        slots = [Slot(*columns) for columns in zip(weights, gradients, means, squares, strict=True)]
-        scalars = AdamWScalars(group["lr"], *betas, eps, group["weight_decay"], step)
-        adamw_step(slots, scalars, "torch")
+        means = self._zeros("exp_avg", weights)
+        torch._foreach_lerp_(means, gradients, 1 - betas[0])
+        roots = self._roots(weights, gradients, step, betas[1], eps)
+        moves = torch._foreach_mul(means, each(-group["lr"] / (1 - betas[0] ** step), weights))
+        decay_weights(weights, group["lr"], group["weight_decay"])
+        torch._foreach_addcdiv_(weights, moves, roots)
+
+    def _roots(
+        self, weights: list[Tensor], gradients: list[Tensor], step: Number, beta: float, eps: float
+    ) -> list[Tensor]:
+        """Advance the averages v of the gradients' squares; return sqrt(v / (1 - b^t)) + eps."""
+        squares = self._zeros("exp_avg_sq", weights)
+        torch._foreach_mul_(squares, beta)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta)
+        roots = list(torch._foreach_sqrt(squares))
+        torch._foreach_mul_(roots, each((1 - beta**step) ** -0.5, weights))
+        torch._foreach_add_(roots, eps)
+        return roots
 
     def _zeros(self, key: str, weights: list[Tensor]) -> list[Tensor]:
         """Return what is kept under ``key``, which starts at zero."""
         return kept(self.state, key, weights, weights, from_zero=True)
 
-    def _counted(self, weights: Iterable[Tensor]) -> dict[int, list[Tensor]]:
-        """Count this step and return the weights that have gradients by their count."""
-        batches: dict[int, list[Tensor]] = defaultdict(list)
+    def _add(self, key: str, weights: list[Tensor], amount: Number) -> Number:
+        """Add to a counter of a batch and return what it is then."""
         for weight in weights:
-            if weight.grad is not None:
-                state = self.state[weight]
-                state["step"] = state.get("step", 0) + 1
-                batches[state["step"]].append(weight)
-        return batches
+            if key not in self.state[weight]:
+                zero = torch.zeros((), dtype=torch.float64, device=weight.device)
+                self.state[weight][key] = zero
+        counters = [self.state[weight][key] for weight in weights]
+        torch._foreach_add_(counters, each(amount, counters))
+        if self._device_counts or isinstance(amount, Tensor):
+            return torch.stack(counters)
+        total = self._on_host[weights[0]].get(key, 0.0) + amount
+        for weight in weights:
+            self._on_host[weight][key] = total
+        return total
+
+    def _batches(self, weights: list[Tensor]) -> list[list[Tensor]]:
+        """Return weights whose counters agree, or all where only the device knows."""
+        if self._device_counts:
+            return [weights] if weights else []
+        batches: dict[tuple[float, ...], list[Tensor]] = defaultdict(list)
+        for weight in weights:
+            counts = self._on_host[weight]
+            batches[tuple(counts.get(key, 0.0) for key in self.COUNTERS)].append(weight)
+        return list(batches.values())
+
+    def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(self.state.get(weight) for weight in weights):
+            raise RuntimeError(
+                "the first step of a weight makes its state, and every replay of a graph would do "
+                "so again: take a step before capturing one"
+            )
+        self._device_counts |= capturing or isinstance(group["lr"], Tensor)

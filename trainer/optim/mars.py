@@ -22,6 +22,7 @@ from trainer.optim.averages import kept
 from trainer.optim.counted import CountedOptimizer
 from trainer.optim.groups import trainable
 from trainer.optim.params import MarsParams
+from trainer.optim.scaling import Number
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +31,11 @@ class Mars(CountedOptimizer):
     """Groups with ``corrected``, 12 bytes of state per fp32 weight, or without, 8."""
 
     def __init__(self, groups: list[dict[str, Any]], params: MarsParams) -> None:
-        super().__init__(groups, {"lr": params.lr, "weight_decay": params.weight_decay})
+        super().__init__(groups, params.lr, params.weight_decay)
         self._params = params
 
     def _move(
-        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
         p = self._params
         if group["corrected"]:

@@ -16,9 +16,7 @@ device.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +25,16 @@ from trainer.optim.averages import kept
 from trainer.optim.counted import CountedOptimizer
 from trainer.optim.groups import trainable
 from trainer.optim.params import ScheduleFreeParams
+from trainer.optim.scaling import Number, add_scaled, move_towards
 
 
 class ScheduleFreeAdamW(CountedOptimizer):
     """8 bytes of state per fp32 weight, and 4 more between :meth:`eval` and :meth:`train`."""
 
+    COUNTERS: ClassVar[tuple[str, ...]] = ("step", "weight_sum")
+
     def __init__(self, weights: Any, params: ScheduleFreeParams) -> None:
-        super().__init__(weights, {"lr": params.lr, "weight_decay": params.weight_decay})
+        super().__init__(weights, params.lr, params.weight_decay)
         self._params = params
         self._stashed: dict[Tensor, Tensor] | None = None
 
@@ -84,11 +85,9 @@ class ScheduleFreeAdamW(CountedOptimizer):
         super().load_state_dict(state_dict)
 
     def _move(
-        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
         p, (beta1, beta2) = self._params, self._params.betas
-        warm = min(1.0, step / p.warmup_steps) if p.warmup_steps else 1.0
-        size = group["lr"] * math.sqrt(1 - beta2**step) * warm
         squares = self._zeros("exp_avg_sq", weights)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
@@ -98,21 +97,11 @@ class ScheduleFreeAdamW(CountedOptimizer):
         if group["weight_decay"]:
             torch._foreach_add_(moves, weights, alpha=group["weight_decay"])
         bases = kept(self.state, "z", weights, weights, from_zero=False)
-        for share, members in self._shares(weights, size).items():
-            y, z, d = ([column[i] for i in members] for column in (weights, bases, moves))
-            torch._foreach_lerp_(y, z, share)
-            torch._foreach_add_(y, d, alpha=-size * (1 - beta1 * (1 - share)))
-            torch._foreach_add_(z, d, alpha=-size)
-
-    def _shares(self, weights: list[Tensor], size: float) -> dict[float, list[int]]:
-        """Return the weights by c. One that missed steps may have had other rates since."""
-        shares: dict[float, list[int]] = defaultdict(list)
-        for i, weight in enumerate(weights):
-            state = self.state[weight]
-            state["weight_sum"] = state.get("weight_sum", 0.0) + size**2
-            total = state["weight_sum"]
-            shares[size**2 / total if total else 0.0].append(i)
-        return shares
+        size = group["lr"] * (1 - beta2**step) ** 0.5 * _warmth(step, p.warmup_steps)
+        share = _share(size, self._add("weight_sum", weights, size**2))
+        move_towards(weights, bases, share)
+        add_scaled(weights, moves, -size * (1 - beta1 * (1 - share)))
+        add_scaled(bases, moves, -size)
 
     def _refuse_evaluated(self, call: str) -> None:
         if self._stashed is not None:
@@ -122,3 +111,18 @@ class ScheduleFreeAdamW(CountedOptimizer):
 def build_schedule_free(model: nn.Module, params: ScheduleFreeParams) -> ScheduleFreeAdamW:
     """Build schedule-free-adamw."""
     return ScheduleFreeAdamW(trainable(model), params)
+
+
+def _warmth(step: Number, steps: int) -> Number:
+    """Return how far the learning rate has risen."""
+    if not steps:
+        return 1.0
+    part = step / steps
+    return part.clamp(max=1.0) if isinstance(part, Tensor) else min(part, 1.0)
+
+
+def _share(size: Number, total: Number) -> Number:
+    """Return c; a step of size 0 has none."""
+    if isinstance(total, Tensor):
+        return torch.where(total > 0, size**2 / total, 0.0)
+    return size**2 / total if total else 0.0

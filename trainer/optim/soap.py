@@ -25,7 +25,7 @@ Shape suffixes: B matrices of one shape, M rows, N columns; S a side, which is M
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from trainer.optim.averages import kept
 from trainer.optim.counted import CountedOptimizer
 from trainer.optim.groups import split_parameters
 from trainer.optim.params import SoapParams
+from trainer.optim.scaling import Number, decay_weights
 
 
 class _Side(NamedTuple):
@@ -59,37 +60,45 @@ class Soap(CountedOptimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], params: SoapParams) -> None:
-        super().__init__(groups, {"lr": params.lr, "weight_decay": params.weight_decay})
+        super().__init__(groups, params.lr, params.weight_decay)
         self._params = params
 
     def _move(
-        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], step: int
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
         p = self._params
         if not group["rotated"]:
             self._move_by_adamw(group, weights, gradients, step, p.betas, p.eps)
             return
+        taken = cast("float", step)
         batches: dict[torch.Size, list[int]] = defaultdict(list)
         for i, weight in enumerate(weights):
             batches[weight.shape].append(i)
         for members in batches.values():
             batch, found = [weights[i] for i in members], [gradients[i] for i in members]
             g_BMN = _stacked(found)
-            if step == 1:
+            if taken == 1:
                 # 0 g is NaN where g is not finite, which must not go unnoticed.
                 torch._foreach_add_(batch, found, alpha=0)
             else:
-                self._move_matrices(group, batch, self._direction(batch, found, g_BMN, step - 1))
-            self._learn(batch, g_BMN, step - 1)
+                self._move_matrices(group, batch, self._direction(batch, found, g_BMN, taken - 1))
+            self._learn(batch, g_BMN, taken - 1)
+
+    def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        super()._look_where_to_count(group, weights)
+        if self._device_counts:
+            raise RuntimeError(
+                "soap refreshes its bases in some steps only, as the host counts them: its steps "
+                "can't be captured in a CUDA graph, nor its lr be a tensor"
+            )
 
     def _move_matrices(self, group: dict[str, Any], weights: list[Tensor], n_BMN: Tensor) -> None:
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        decay_weights(weights, group["lr"], group["weight_decay"])
         moves = list(n_BMN.to(weights[0].dtype).unbind())
         torch._foreach_add_(weights, moves, alpha=-group["lr"])
 
     def _direction(
-        self, weights: list[Tensor], gradients: list[Tensor], g_BMN: Tensor, step: int
+        self, weights: list[Tensor], gradients: list[Tensor], g_BMN: Tensor, step: float
     ) -> Tensor:
         """Advance the averages that the step is made of and return P N Q^T."""
         beta1, beta2 = self._params.betas
@@ -103,7 +112,7 @@ class Soap(CountedOptimizer):
         n_BMN = _rotated(_stacked(means), *bases).div_(root_BMN).div_(1 - beta1**step)
         return _rotated(n_BMN, *(None if basis is None else basis.mT for basis in bases))
 
-    def _learn(self, weights: list[Tensor], g_BMN: Tensor, step: int) -> None:
+    def _learn(self, weights: list[Tensor], g_BMN: Tensor, step: float) -> None:
         """Advance L and R, and P and Q in their first step and when their refresh is due."""
         beta = self._params.moment_decay
         for side in _SIDES:

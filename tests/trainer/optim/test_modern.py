@@ -82,8 +82,13 @@ def built(weights: list[nn.Parameter], params: Any) -> Any:
 @pytest.mark.parametrize("values", CASES, ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("rate_in_tensor", [False, True])
 def test_steps_follow_the_formulas_whatever_the_shapes_groups_and_absent_gradients(
-    modern_oracle: ModuleType, values: dict[str, Any], dtype: torch.dtype, seed: int
+    modern_oracle: ModuleType,
+    values: dict[str, Any],
+    dtype: torch.dtype,
+    seed: int,
+    rate_in_tensor: bool,
 ) -> None:
     params: Any = optimizer_params({"lr": 0.03, **values}, "")
     weights = random_weights(seed, dtype)
@@ -99,7 +104,8 @@ def test_steps_follow_the_formulas_whatever_the_shapes_groups_and_absent_gradien
     for step in range(STEPS):
         factor = 1.0 if step < 4 else 0.4
         for group in optimizer.param_groups:
-            group["lr"] = rates[group["params"][0]][0] * factor
+            lr = rates[group["params"][0]][0] * factor
+            group["lr"] = torch.tensor(lr, dtype=torch.float64) if rate_in_tensor else lr
         random_gradients(weights, 10 * seed + step)
         optimizer.step()
         if step == 3:  # a checkpoint in the middle
@@ -134,6 +140,28 @@ def test_gradients_laid_out_otherwise_give_the_same_step(name: str) -> None:
         first.step()
         second.step()
     torch.testing.assert_close(weights[0], twins[0])
+
+
+@pytest.mark.parametrize("values", CASES, ids=str)
+def test_counting_on_the_device_goes_on_where_the_host_counted(values: dict[str, Any]) -> None:
+    params: Any = optimizer_params({"lr": 0.03, **values}, "")
+    weights, twins = random_weights(2, torch.float64), random_weights(2, torch.float64)
+    ours, other = built(weights, params), built(twins, params)
+    for step in range(6):
+        for each, optimizer in ((weights, ours), (twins, other)):
+            random_gradients(each, step)
+            if step == 3 and optimizer is other:
+                for group in optimizer.param_groups:
+                    group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+            if step == 5:  # a state says the same, wherever it was counted
+                saved = optimizer.state_dict()
+                for group in saved["param_groups"]:
+                    group["lr"] = float(group["lr"])
+                optimizer.load_state_dict(copy.deepcopy(saved))
+            optimizer.step()
+    torch.testing.assert_close(weights, twins, rtol=1e-12, atol=1e-12)
+    for weight, twin in zip(weights, twins, strict=True):
+        assert torch.equal(ours.state[weight]["step"], other.state[twin]["step"])
 
 
 def test_ademamix_without_its_slow_average_is_adamw() -> None:

@@ -244,3 +244,13 @@ def test_a_gradient_that_is_not_finite_shows_in_the_weights_at_once(
     optimizer.step()
     assert not weights[1].isfinite().all()
     assert weights[0].isfinite().all()
+
+
+def test_a_rate_in_a_tensor_is_refused_since_the_host_decides_when_to_refresh() -> None:
+    weights = random_weights(9)
+    optimizer = built(weights)
+    random_gradients(weights, 0)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.03)
+    with pytest.raises(RuntimeError, match=r"soap refreshes its bases .* nor its lr be a tensor"):
+        optimizer.step()
+    assert not any(optimizer.state.get(weight) for weight in weights)
