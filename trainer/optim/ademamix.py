@@ -6,9 +6,10 @@
     a(t) = a min(t / alpha_warmup, 1)
     1 / ln b3(t) = (1 - u) / ln b1 + u / ln b3,   u = min(t / beta3_warmup, 1),   b3(t) <= b3
 
-All start at zero, and m2 is not corrected for it. 1 / ln b is a half-life but for a factor: what is
-interpolated is how far back the slow average looks. A non-finite gradient goes into the state:
-whoever steps looks first. A step never waits for the device.
+This is a step of AdamW and one of m2 over the same root. All averages start at zero, and m2 is not
+corrected for it. 1 / ln b is a half-life but for a factor: what is interpolated is how far back the
+slow average looks. A non-finite gradient goes into the state: whoever steps looks first. A step
+never waits for the device.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from trainer.optim.counted import CountedOptimizer
 from trainer.optim.groups import trainable
 from trainer.optim.params import AdEMAMixParams
-from trainer.optim.scaling import Number, add_scaled, decay_weights, each, move_towards
+from trainer.optim.scaling import Number, each, move_towards
 
 
 class AdEMAMix(CountedOptimizer):
-    """12 bytes of state per fp32 weight; a step makes three temporary copies of the weights."""
+    """12 bytes of state per fp32 weight; a step makes a temporary copy of the weights."""
 
     def __init__(self, weights: Any, params: AdEMAMixParams) -> None:
         super().__init__(weights, params.lr, params.weight_decay)
@@ -35,15 +36,15 @@ class AdEMAMix(CountedOptimizer):
     def _move(
         self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
-        p, (beta1, beta2) = self._params, self._params.betas
-        fast, slow = self._zeros("exp_avg", weights), self._zeros("exp_avg_slow", weights)
-        torch._foreach_lerp_(fast, gradients, 1 - beta1)
+        p = self._params
+        slow = self._zeros("exp_avg_slow", weights)
         move_towards(slow, gradients, 1 - slow_decay(p, step))
-        roots = self._roots(weights, gradients, step, beta2, p.eps)
-        moves = list(torch._foreach_mul(fast, each(-group["lr"] / (1 - beta1**step), weights)))
-        add_scaled(moves, slow, -group["lr"] * slow_share(p, step))
-        decay_weights(weights, group["lr"], group["weight_decay"])
-        torch._foreach_addcdiv_(weights, moves, roots)
+        self._move_by_adamw(group, weights, gradients, step, p.betas, p.eps)
+        roots = self._roots(weights, step, p.betas[1], p.eps)
+        if isinstance(share := -group["lr"] * slow_share(p, step), Tensor):
+            slow = list(torch._foreach_mul(slow, each(share, weights)))
+            share = 1.0
+        torch._foreach_addcdiv_(weights, slow, roots, share)
 
 
 def slow_share(params: AdEMAMixParams, step: Number) -> Number:

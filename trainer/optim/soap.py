@@ -16,8 +16,9 @@ with V's rows and columns, are sorted by their part of L and R. A side longer th
 ``max_precond_dim`` has the identity for its basis; matrices with two such sides, and everything
 that is no matrix, move by AdamW from the first step on.
 
-On CUDA the first step of each matrix waits for the device, since torch's eigh does; later ones do
-not. A non-finite gradient goes into weights and state: whoever steps looks first.
+M is kept as P^T M Q, and turned with the bases. On CUDA the first step of each matrix waits for the
+device, since torch's eigh does; later ones do not. A non-finite gradient goes into weights and
+state: whoever steps looks first.
 
 Shape suffixes: B matrices of one shape, M rows, N columns; S a side, which is M or N.
 """
@@ -35,6 +36,9 @@ from trainer.optim.counted import CountedOptimizer
 from trainer.optim.groups import split_parameters
 from trainer.optim.params import SoapParams
 from trainer.optim.scaling import Number, decay_weights
+
+_Bases = tuple[Tensor | None, Tensor | None]
+"""P (B, M, M) and Q (B, N, N)."""
 
 
 class _Side(NamedTuple):
@@ -56,7 +60,7 @@ _SIDES = (
 class Soap(CountedOptimizer):
     """SOAP in groups with ``rotated``, AdamW in the others; 8 bytes of state per fp32 weight.
 
-    A matrix has 8 M^2 + 8 N^2 bytes more, and a step of it costs 8 M^2 N + 8 M N^2 FLOPs.
+    A matrix has 8 M^2 + 8 N^2 bytes more, and a step of it costs 6 M^2 N + 6 M N^2 FLOPs.
     """
 
     def __init__(self, groups: list[dict[str, Any]], params: SoapParams) -> None:
@@ -81,7 +85,7 @@ class Soap(CountedOptimizer):
                 # 0 g is NaN where g is not finite, which must not go unnoticed.
                 torch._foreach_add_(batch, found, alpha=0)
             else:
-                self._move_matrices(group, batch, self._direction(batch, found, g_BMN, taken - 1))
+                self._move_matrices(group, batch, self._direction(batch, g_BMN, taken - 1))
             self._learn(batch, g_BMN, taken - 1)
 
     def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
@@ -97,39 +101,48 @@ class Soap(CountedOptimizer):
         moves = list(n_BMN.to(weights[0].dtype).unbind())
         torch._foreach_add_(weights, moves, alpha=-group["lr"])
 
-    def _direction(
-        self, weights: list[Tensor], gradients: list[Tensor], g_BMN: Tensor, step: float
-    ) -> Tensor:
+    def _direction(self, weights: list[Tensor], g_BMN: Tensor, step: float) -> Tensor:
         """Advance the averages that the step is made of and return P N Q^T."""
         beta1, beta2 = self._params.betas
+        bases = self._bases(weights)
+        r_BMN = _rotated(g_BMN, bases)
         means, squares = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        bases = [self._basis(weights, side) for side in _SIDES]
-        r_BMN = _rotated(g_BMN, *bases)
+        m_BMN = _stacked(means).lerp_(r_BMN, 1 - beta1)
+        torch._foreach_copy_(means, list(m_BMN.unbind()))
         v_BMN = _stacked(squares).mul_(beta2).addcmul_(r_BMN, r_BMN, value=1 - beta2)
         torch._foreach_copy_(squares, list(v_BMN.unbind()))
         root_BMN = v_BMN.div_(1 - beta2**step).sqrt_().add_(self._params.eps)
-        n_BMN = _rotated(_stacked(means), *bases).div_(root_BMN).div_(1 - beta1**step)
-        return _rotated(n_BMN, *(None if basis is None else basis.mT for basis in bases))
+        n_BMN = m_BMN.div_(root_BMN).div_(1 - beta1**step)
+        return _rotated_back(n_BMN, bases)
 
     def _learn(self, weights: list[Tensor], g_BMN: Tensor, step: float) -> None:
         """Advance L and R, and P and Q in their first step and when their refresh is due."""
-        beta = self._params.moment_decay
+        due = step > 0 and step % self._params.precondition_frequency == 0
+        means = self._zeros("exp_avg", weights)
+        if due:
+            m_BMN = _rotated_back(_stacked(means), self._bases(weights))
         for side in _SIDES:
             if g_BMN.shape[side.axis] > self._params.max_precond_dim:
                 continue
-            wide_BSX = g_BMN if side.axis == -2 else g_BMN.mT
-            found_BSS = torch.bmm(wide_BSX, wide_BSX.mT).mul_(1 - beta)
-            moments = kept(
-                self.state, side.moment, weights, list(found_BSS.unbind()), from_zero=True
-            )
-            moment_BSS = found_BSS.add_(_stacked(moments), alpha=beta)
-            torch._foreach_copy_(moments, list(moment_BSS.unbind()))
+            moment_BSS = self._moment(weights, side, g_BMN)
             if step == 0:
                 for weight, basis in zip(weights, _eigenvectors(moment_BSS), strict=True):
                     self.state[weight][side.basis] = basis.clone()
-            elif step % self._params.precondition_frequency == 0:
+            elif due:
                 self._refresh(weights, side, moment_BSS)
+        if due:
+            turned = _rotated(m_BMN, self._bases(weights))
+            torch._foreach_copy_(means, list(turned.unbind()))
+
+    def _moment(self, weights: list[Tensor], side: _Side, g_BMN: Tensor) -> Tensor:
+        """Advance L or R and return it."""
+        beta = self._params.moment_decay
+        wide_BSX = g_BMN if side.axis == -2 else g_BMN.mT
+        found_BSS = torch.bmm(wide_BSX, wide_BSX.mT).mul_(1 - beta)
+        moments = kept(self.state, side.moment, weights, list(found_BSS.unbind()), from_zero=True)
+        moment_BSS = found_BSS.add_(_stacked(moments), alpha=beta)
+        torch._foreach_copy_(moments, list(moment_BSS.unbind()))
+        return moment_BSS
 
     def _refresh(self, weights: list[Tensor], side: _Side, moment_BSS: Tensor) -> None:
         """Sort a side's basis and V by the moment, and take one power iteration."""
@@ -144,11 +157,16 @@ class Soap(CountedOptimizer):
         basis_BSS = torch.linalg.qr(_sorted(product_BSS, order_BS, -1)).Q
         torch._foreach_copy_(bases, list(basis_BSS.unbind()))
 
-    def _basis(self, weights: list[Tensor], side: _Side) -> Tensor | None:
-        """Return P or Q, None where it is the identity."""
-        if weights[0].shape[side.axis] > self._params.max_precond_dim:
-            return None
-        return _stacked([self.state[weight][side.basis] for weight in weights])
+    def _bases(self, weights: list[Tensor]) -> _Bases:
+        """Return P and Q; None is the identity."""
+        shape, limit = weights[0].shape, self._params.max_precond_dim
+        p_BMM, q_BNN = (
+            None
+            if shape[side.axis] > limit
+            else _stacked([self.state[weight][side.basis] for weight in weights])
+            for side in _SIDES
+        )
+        return p_BMM, q_BNN
 
 
 def build_soap(model: nn.Module, params: SoapParams) -> Soap:
@@ -170,11 +188,18 @@ def _stacked(matrices: list[Tensor]) -> Tensor:
     return stack_BMN.to(torch.promote_types(stack_BMN.dtype, torch.float32))
 
 
-def _rotated(x_BMN: Tensor, p_BMM: Tensor | None, q_BNN: Tensor | None) -> Tensor:
-    """Return P^T X Q; None is the identity, and at most one of them is."""
+def _rotated(x_BMN: Tensor, bases: _Bases) -> Tensor:
+    """Return P^T X Q, a new tensor unless both are the identity."""
+    p_BMM, q_BNN = bases
     if p_BMM is not None:
         x_BMN = torch.bmm(p_BMM.mT, x_BMN)
     return x_BMN if q_BNN is None else torch.bmm(x_BMN, q_BNN)
+
+
+def _rotated_back(x_BMN: Tensor, bases: _Bases) -> Tensor:
+    """Return P X Q^T."""
+    p_BMM, q_BNN = (None if basis is None else basis.mT for basis in bases)
+    return _rotated(x_BMN, (p_BMM, q_BNN))
 
 
 def _eigenvectors(moment_BSS: Tensor) -> Tensor:

@@ -164,6 +164,22 @@ def test_counting_on_the_device_goes_on_where_the_host_counted(values: dict[str,
         assert torch.equal(ours.state[weight]["step"], other.state[twin]["step"])
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_weights_of_several_dtypes_move_as_they_would_alone(name: str) -> None:
+    dtypes = (torch.float32, torch.float64)
+    weights, twins = ([nn.Parameter(torch.ones(3, 4, dtype=d)) for d in dtypes] for _ in range(2))
+    params: Any = optimizer_params({"name": name, "lr": 0.03, "weight_decay": 0.1}, "")
+    groups = ([{"params": each, "corrected": True}] for each in (weights, twins[:1], twins[1:]))
+    together, *alone = (CLASSES[name](group, params) for group in groups)
+    for step in range(4):
+        random_gradients(weights, step)
+        for weight, twin in zip(weights, twins, strict=True):
+            twin.grad = weight.grad
+        for optimizer in (together, *alone):
+            optimizer.step()
+    torch.testing.assert_close(weights, twins)
+
+
 def test_ademamix_without_its_slow_average_is_adamw() -> None:
     weights, twins = random_weights(3, torch.float64), random_weights(3, torch.float64)
     values = {"name": "ademamix", "alpha": 0, "betas": [0.9, 0.95], "weight_decay": 0.2, "lr": 0.03}
