@@ -165,6 +165,22 @@ def test_counting_on_the_device_goes_on_where_the_host_counted(values: dict[str,
 
 
 @pytest.mark.parametrize("name", CLASSES)
+def test_counters_of_weights_in_half_precision_are_loaded_to_the_bit(name: str) -> None:
+    weights = random_weights(5, torch.bfloat16)
+    params: Any = optimizer_params({"name": name, "lr": 0.03}, "")
+    optimizer, resumed = built(weights, params), built(weights, params)
+    for step in range(3):
+        random_gradients(weights, step)
+        optimizer.step()
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for weight in weights:
+        for key in optimizer.COUNTERS:
+            saved, loaded = (each.state[weight][key] for each in (optimizer, resumed))
+            assert loaded.dtype == torch.float64
+            assert torch.equal(loaded, saved)
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_weights_of_several_dtypes_move_as_they_would_alone(name: str) -> None:
     dtypes = (torch.float32, torch.float64)
     weights, twins = ([nn.Parameter(torch.ones(3, 4, dtype=d)) for d in dtypes] for _ in range(2))
