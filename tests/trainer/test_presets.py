@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from trainer import DatasetConfig, GPTConfig, LoggingParams, TrainingParams
+from trainer.presets import SIZES
 
 CONF = Path(__file__).parents[2] / "conf"
 KINDS: dict[str, tuple[str, type[Any]]] = {
@@ -35,6 +36,13 @@ def test_a_preset_lists_every_key_so_that_each_can_be_overridden(group: str, nam
 @pytest.mark.parametrize("name", [name for group, name in PRESETS if group == "model"])
 def test_a_model_follows_the_vocabulary_of_its_data(name: str) -> None:
     assert preset("model", name)["vocab_size"] == "${data.dataset.vocab_size}"
+
+
+def test_the_sizes_from_python_are_the_model_presets() -> None:
+    named = {path.stem for path in (CONF / "model").glob("*.yaml")}
+    assert {name: GPTConfig(**preset("model", name) | {"vocab_size": 50257}) for name in named} == (
+        SIZES
+    )
 
 
 def test_the_defaults_from_python_are_the_nano_preset() -> None:
