@@ -4,7 +4,7 @@
      "ok": …}
 
 ``make bench`` runs every script of this folder that has a ``main``; it fails when one leaves its
-budget.
+budget. Only the standard library is needed, so that it reports from a machine lent for a GPU too.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,6 +57,8 @@ class Report:
 
     benchmark: str
     figures: list[Figure] = field(default_factory=list)
+    device: dict[str, object] = field(default_factory=dict)
+    """What the figures depend on beside the machine."""
 
     def add(
         self,
@@ -72,28 +72,51 @@ class Report:
         """Add a figure; see :class:`Figure`."""
         self.figures.append(Figure(name, value, meaning, least, most))
 
-    def end(self) -> int:
-        """Print table and JSON line; return the exit code, 0 only when every budget is kept."""
+    def end(self, table: str = "", out: Path | None = None) -> int:
+        """Print table and JSON line; return the exit code, 0 only when every budget is kept.
+
+        Args:
+            table: stands before the figures' own, of which then only those with a budget appear.
+            out: a text file to write both tables to; the JSON goes beside it, as ``.json``.
+        """
         ok = all(figure.is_within for figure in self.figures)
         record = {
             "benchmark": self.benchmark,
-            "machine": machine(),
+            "machine": machine() | self.device,
             "figures": {f.name: f.value if isfinite(f.value) else None for f in self.figures},
             "budgets": {f.name: [f.least, f.most] for f in self.figures if f.budget},
             "ok": ok,
         }
-        console = Console(soft_wrap=True)
-        console.print(_table(self.benchmark, self.figures))
-        console.file.write(json.dumps(record) + "\n")
+        listed = [figure for figure in self.figures if figure.budget or not table]
+        text = "\n\n".join(part for part in (table, _table(self.benchmark, listed)) if part)
+        sys.stdout.write(f"{text}\n{json.dumps(record)}\n")
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text + "\n", encoding="utf-8")
+            out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
         return 0 if ok else 1
 
 
-def _table(title: str, figures: list[Figure]) -> Table:
-    table = Table("figure", "value", "budget", "", "measured", title=title)
+def _table(title: str, figures: list[Figure]) -> str:
+    rows = [("figure", "value", "budget", "", "measured")]
     for figure in figures:
         said = ("ok" if figure.is_within else "MISSED") if figure.budget else ""
-        table.add_row(figure.name, f"{figure.value:.4g}", figure.budget, said, figure.meaning)
-    return table
+        value = f"{figure.value:.4g}"
+        rows.append((figure.name, value, figure.budget, said, figure.meaning))
+    return f"{title}\n{columns(rows)}"
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (1,)) -> str:
+    """Align rows of text, the columns with these numbers to the right; the first row is ruled."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            text.rjust(width) if number in right else text.ljust(width)
+            for number, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def machine() -> dict[str, object]:
