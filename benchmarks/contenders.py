@@ -187,9 +187,9 @@ def step_flops(name: str, shapes: Shapes, device: torch.device) -> float:
     """Return the FLOPs of the matrix products in one step, by torch's own count.
 
     Counted on one block with the torch backend, whose products all are torch operators, and
-    multiplied by the blocks; factorisations do not count.
+    multiplied by the blocks, since embeddings take none; factorisations do not count.
     """
-    single = replace(shapes, config=replace(shapes.config, n_layer=1))
+    single = Shapes.of(shapes.size, shapes.config, 1, blocks_only=True)
     contender = ours(name, single, device, backend="torch")
     for _ in range(2):  # a first step may set up what later ones keep
         if contender.before is not None:

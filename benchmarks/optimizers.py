@@ -4,7 +4,7 @@ Every optimizer of the registry steps on the parameters of GPTs with random grad
 has the same algorithm, its fastest form is found first and then takes turns with ours: the ratio is
 the median over the turns of theirs / ours, with its least and greatest. Muon's other side on a CPU
 is the same algorithm one matrix after the other; DAP's is its own iterative inverse. A name with
-``+clip`` also limits the gradients' norm, ours within the step.
+``+clip`` also limits the gradients' norm, ours within the step. Each step finds cold caches.
 
 A step must at least read the gradient and read and write weights and state: that is its floor, set
 against a copy on the same device (which half consists of writes; reads are quicker, so that more
