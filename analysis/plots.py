@@ -105,7 +105,8 @@ def lr_sensitivity_plot(
     """Plot a summary over the learning rate (log), one line a group of settings.
 
     The bar over a point spans its seeds; the best point of each group is ringed and named. A rate
-    at which every run diverged is a cross on the upper edge.
+    at which every run diverged is a cross on the upper edge. More groups than there are colours
+    get a panel each, the best first.
 
     Raises:
         UserError: no store, an unknown sweep or metric, or no learning rate.
@@ -114,13 +115,15 @@ def lr_sensitivity_plot(
 
     points = lr_sensitivity(sweep, metric, store)
     groups = list(points.columns)[: list(points.columns).index("lr")]
+    labels = _labels(points, groups)
+    names = list(dict.fromkeys(labels))
+    if points["mean"].notna().sum() == 0:
+        raise UserError(f"metric = {metric}; must have values of completed runs; none has any")
     with mpl.rc_context(_STYLE):
+        if len(names) > len(OKABE_ITO):
+            return _panels(points, labels, names, metric)
         figure, axes = _figure()
         axes.set_xscale("log")
-        labels = _labels(points, groups)
-        names = list(dict.fromkeys(labels))
-        if points["mean"].notna().sum() == 0:
-            raise UserError(f"metric = {metric}; must have values of completed runs; none has any")
         for number, name in enumerate(names):
             rows = points[[label == name for label in labels]]
             _draw_rates(axes, rows, name or "all runs", number)
@@ -133,6 +136,18 @@ def lr_sensitivity_plot(
         crossed = points[(points["n"] == 0) & (points["diverged"] > 0)]
         _mark_diverged(axes, crossed, [names.index(labels[i]) for i in crossed.index])
         _legend(axes, outside=len(names) > 6)
+    return figure
+
+
+def _panels(points: pd.DataFrame, labels: list[str], names: list[str], metric: str) -> Figure:
+    from analysis.panels import draw_panels
+
+    figure, panels = draw_panels(
+        [(name, points[[label == name for label in labels]]) for name in names]
+    )
+    _limit(panels[0], points["mean"], loose=True)
+    figure.supylabel(_label(metric), fontsize=9.5)
+    figure.supxlabel(UNITS["lr"], fontsize=9.5)
     return figure
 
 

@@ -62,6 +62,39 @@ def test_many_runs_get_a_legend_of_groups(run_maker) -> None:
     assert len(axes.get_legend().get_texts()) == 1
 
 
+def test_more_groups_than_colours_get_a_panel_each_the_best_first(run_maker) -> None:
+    from analysis.plots import lr_sensitivity_plot
+    from rundir import Diverged
+
+    for number in range(8):
+        for lr in (0.001 * 2**number, 0.01 * 2**number, 0.1 * 2**number):
+            run_maker(
+                f"o{number}-{lr}",
+                optimizer=f"o{number}",
+                lr=lr,
+                loss=lambda step, n=number, lr=lr: 9.0 - n - 0.1 * step - lr,
+                error=Diverged("nan") if number == 7 or lr == 0.1 else None,
+            )
+    collect()
+    figure = lr_sensitivity_plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    # The last but one is best: 9 - 6 - 0.1 * 10 steps - lr 6.4; the last came through nowhere.
+    assert titles[0] == "o6: -4.400"
+    assert titles[-2:] == ["o0: 7.990", "o7: none completed"]
+    assert figure.get_supxlabel() == "learning rate"
+    assert figure.get_supylabel() == "final validation loss (nats per token)"
+    spans = {round(axes.get_xlim()[1] / axes.get_xlim()[0], 6) for axes in figure.axes}
+    assert len(spans) == 1
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    ticks = [text.get_text() for text in figure.axes[-2].get_xticklabels()]
+    assert ticks == ["0.001", "0.01", "0.1"]
+    crosses = [
+        sum(line.get_marker() == "X" for line in axes.lines)
+        for axes in (figure.axes[0], *figure.axes[-2:])
+    ]
+    assert crosses == [0, 1, 3]
+
+
 def test_plotting_leaves_no_global_state(store: Path) -> None:
     import matplotlib as mpl
     from matplotlib._pylab_helpers import Gcf
