@@ -10,6 +10,8 @@ A step must at least read the gradient and read and write weights and state: tha
 against a copy on the same device (which half consists of writes; reads are quicker, so that more
 than all of it is possible). Matrix products are counted by torch, without factorisations, and set
 against a large product in the same type. On a CPU the models keep few of their equal blocks.
+Medians leave out what fewer than half of the steps do, such as SOAP's refresh of its bases; the
+JSON line has the mean, too.
 
     python benchmarks/optimizers.py [--quick] [--device cuda] [--sizes gpt-small gpt-medium]
         [--optimizers muon adamw] [--blocks N] [--compile] [--out results/MACHINE-optimizers.txt]
@@ -22,9 +24,10 @@ import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
+from statistics import fmean, median
 
 import torch
 from clock import Clock, Timing, clock_of, copy_rate, host_seconds, product_rate
@@ -40,6 +43,9 @@ muonmax-momo in units of muon's."""
 
 CUDA_ADAMW_CLIP, CUDA_MUON, CUDA_DAP = 1.15, {"gpt-small": 2.0, "gpt-medium": 1.3}, 5.0
 """Least ratios on a GPU."""
+
+CPU_BLOCKS = {"gpt-small": 1, "gpt-medium": 1, "gpt-large": 1}
+"""A block of gpt-small is 0.13 TFLOPs of a polar factor: a second of two cores."""
 
 NATIVE_BF16 = 0.1
 """A CPU whose bf16 product is slower than this part of its fp32 one has no units for it."""
@@ -135,8 +141,7 @@ class Row:
     @property
     def ratio(self) -> float:
         """Median of theirs / ours; NaN where nothing stands beside."""
-        ratios = self.timing.ratios
-        return ratios[len(ratios) // 2] if ratios else nan
+        return median(self.timing.ratios) if self.timing.theirs else nan
 
     def cells(self, device: Device) -> tuple[str, ...]:
         """Return the table's row."""
@@ -145,9 +150,8 @@ class Row:
         verdict = "" if self.least is None else "ok" if self.ratio >= self.least else "MISSED"
         beside = ("", "", "", "")
         if ratios:
-            median = sorted(theirs)[len(theirs) // 2]
             spread = f"{ratios[0]:.2f}–{ratios[-1]:.2f}"
-            beside = (self.peer, f"{median * 1e3:.3g}", f"{self.ratio:.2f}", spread)
+            beside = (self.peer, f"{median(theirs) * 1e3:.3g}", f"{self.ratio:.2f}", spread)
         return (
             str(self.shapes),
             self.name,
@@ -166,12 +170,14 @@ class Row:
     def report(self, report: Report) -> None:
         """Add the figures."""
         key = f"{self.shapes.key}.{self.name}"
-        report.add(f"{key}.ms", self.timing.seconds * 1e3, f"median of {len(self.timing.ours)}")
+        turns = len(self.timing.ours)
+        report.add(f"{key}.ms", self.timing.seconds * 1e3, f"median of {turns}")
+        report.add(f"{key}.mean_ms", fmean(self.timing.ours) * 1e3, f"mean of {turns}")
         report.add(f"{key}.state_bytes", self.state, "per weight")
         report.add(f"{key}.gflop", self.flops / 1e9, "matrix products of a step")
         if self.timing.theirs:
-            turns = f"{self.peer} / ours, median of {len(self.timing.theirs)} turns"
-            report.add(f"{key}.ratio", self.ratio, turns, least=self.least)
+            meaning = f"{self.peer} / ours, median of {len(self.timing.theirs)} turns"
+            report.add(f"{key}.ratio", self.ratio, meaning, least=self.least)
             report.add(f"{key}.ratio_least", self.timing.ratios[0], "of the turns")
             report.add(f"{key}.ratio_greatest", self.timing.ratios[-1], "of the turns")
 
@@ -285,7 +291,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="gpt-tiny alone, fewer turns")
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES))
     parser.add_argument("--optimizers", nargs="+", choices=tuple(REGISTRY), default=tuple(REGISTRY))
-    parser.add_argument("--blocks", type=int, help="most blocks of a model [cpu: 2, cuda: all]")
+    parser.add_argument(
+        "--blocks", type=int, help="most blocks of a model [cuda: all; cpu: 2, of the larger 1]"
+    )
     parser.add_argument(
         "--compile", action="store_true", help="try torch.compile for the other side (minutes)"
     )
@@ -295,24 +303,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if chosen.sizes is None:
         larger = ["gpt-small", "gpt-medium"] if cuda else ["gpt-small"]
         chosen.sizes = ["gpt-tiny", *([] if chosen.quick else larger)]
-    if chosen.blocks is None:
-        chosen.blocks = 1000 if cuda else 2
     return chosen
+
+
+def most_blocks(chosen: argparse.Namespace, size: str) -> int:
+    """Return how many blocks of a model to keep."""
+    if chosen.blocks is not None:
+        return int(chosen.blocks)
+    whole = SIZES[size].n_layer
+    return whole if chosen.device == "cuda" else min(whole, CPU_BLOCKS.get(size, 2))
 
 
 def measured(chosen: argparse.Namespace, device: Device) -> Iterator[Row]:
     """Measure what the command line asks for, telling the error stream of each row."""
-    bench = Bench(device, 0.8 if chosen.quick else 2.5, chosen.compile)
+    bench = Bench(device, 0.5 if chosen.quick else 1.5, chosen.compile)
+    on_cpu = "muon" in chosen.optimizers and not device.is_cuda
     for size in chosen.sizes:
-        shapes = Shapes.of(size, SIZES[size], chosen.blocks)
+        shapes = Shapes.of(size, SIZES[size], most_blocks(chosen, size))
         for name in chosen.optimizers:
             yield from bench.rows(name, shapes)
             gc.collect()
-        if "muon" in chosen.optimizers and not device.is_cuda:
-            yield from bench.rows(
-                "muon", Shapes.of(size, SIZES[size], chosen.blocks, blocks_only=True)
-            )
-    if "muon" in chosen.optimizers and not device.is_cuda:
+        if on_cpu:
+            yield from bench.rows("muon", replace(shapes, blocks_only=True))
+    if on_cpu:
         size = "micro" if chosen.quick else "gpt-tiny"
         yield bench.muon_as_shipped(Shapes.of(size, SIZES[size], 1, blocks_only=True))
 
