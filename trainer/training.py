@@ -18,7 +18,7 @@ from trainer.data.batches import Batch, TrainingOrder, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
-from trainer.optim.adamw import KernelAdamW
+from trainer.optim.clipping import FoldsClip
 from trainer.parallel import Ranks, accumulating
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class Training:
 
     def _clip(self, limit: float) -> torch.Tensor:
         """Clip the gradient of the coming step and return its norm before."""
-        if isinstance(self.optimizer, KernelAdamW):
+        if isinstance(self.optimizer, FoldsClip):
             return self.optimizer.clip_grad_norm(limit)
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 

@@ -1,16 +1,20 @@
-"""What an AdamW step works on: the tensors of each weight, and the numbers that all share."""
+"""What a step works on: the tensors of each weight, and the numbers that all share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+Rule = Literal["adam", "adamw", "nadam", "nadamw", "lion", "sign", "sign-nesterov", "momo-adam"]
+"""The elementwise steps; the modules of trainer.optim have their formulas."""
+
 
 class Slot(NamedTuple):
-    """One weight and what its step reads and writes; all of one shape."""
+    """One weight and what its AdamW step reads and writes; all of one shape."""
 
     weight: Tensor
     gradient: Tensor
@@ -20,7 +24,7 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class AdamWScalars:
-    """The numbers of one step; none of them is compiled in."""
+    """The numbers of one AdamW step whose count the host knows; none of them is compiled in."""
 
     lr: float
     beta1: float
@@ -39,3 +43,34 @@ class AdamWScalars:
     def root_correction(self) -> float:
         """Reciprocal root of the second moment's bias correction."""
         return 1 / math.sqrt(1 - self.beta2**self.step)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A group's weights that have gradients, and what is kept for them: lists of one length."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    states: Sequence[list[Tensor]] = ()
+    """At most two, each with a tensor of each weight's shape: moments or momenta."""
+    steps: Sequence[Tensor] = ()
+    """Steps taken, 0-dimensional; empty where the rule does not count."""
+    scalars: Sequence[Tensor] = ()
+    """The rule's other number for each weight: NAdam's product of its momenta, MoMo's <g, x>."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What all weights of a group share; none of it is compiled in. A rule ignores the others'."""
+
+    lr: float | Tensor
+    """0-dimensional where it is a tensor: a captured graph reads it at every replay."""
+    weight_decay: float = 0.0
+    beta1: float = 0.0
+    """Decay of the first state; mu of the sign rules."""
+    beta2: float = 0.0
+    eps: float = 0.0
+    momentum_decay: float = 0.0
+    """Exponent of NAdam's schedule of momenta."""
+    divide: bool = True
+    """MoMo's weight decay divides after the step."""

@@ -1,100 +1,115 @@
-"""AdamW on the project's kernels, interchangeable with ``torch.optim.AdamW``.
+"""The Adams on the project's kernels, each interchangeable with torch.optim's.
 
-Its state has torch's names (``step``, ``exp_avg``, ``exp_avg_sq``) and its groups torch's keys, so
-a checkpoint of either continues under the other.
+Their states have torch's names (``step``, ``exp_avg``, ``exp_avg_sq``, ``mu_product``) and their
+groups torch's keys, so a checkpoint of either continues under the other. The formulas are
+:mod:`trainer.kernels.adam`'s.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.kernels import AdamWScalars, Backend, adamw_step
-from trainer.kernels.operands import Slot
+from trainer.kernels import Backend
+from trainer.kernels.adam import adam_step_torch
+from trainer.kernels.chunks import Plan
+from trainer.kernels.operands import Numbers, Operands, Rule
+from trainer.optim.averages import kept
+from trainer.optim.elementwise import Elementwise
 
 
-class KernelAdamW(torch.optim.AdamW):
-    """AdamW whose step is one launch; 8 bytes of state per fp32 weight.
+class _KernelAdam(Elementwise):
+    """Two moments and a count: 8 bytes of state per fp32 weight.
 
     A non-finite gradient goes into weights and moments as in torch: whoever steps looks first.
     """
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        backend: Backend,
-    ) -> None:
-        # fused puts the step counts on the device, where torch's own kernel wants them.
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        self._step_supports_amp_scaling = False
-        self.backend = backend
-        self._clip_factor: Tensor | None = None
-        self._steps: dict[Tensor, int] = {}
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        raise NotImplementedError
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every weight that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        clip_factor, self._clip_factor = self._clip_factor, None
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for step, slots in self._slots(group["params"]).items():
-                scalars = AdamWScalars(
-                    group["lr"], beta1, beta2, group["eps"], group["weight_decay"], step
-                )
-                adamw_step(slots, scalars, self.backend, clip_factor)
-        return loss
-
-    @torch.no_grad()
-    def clip_grad_norm(self, limit: float) -> Tensor:
-        """Clip the next step's gradients to a global norm, and return their norm before.
-
-        As ``torch.nn.utils.clip_grad_norm_``, but the gradients are not written: the step
-        multiplies them as it reads them.
-        """
-        weights = (weight for group in self.param_groups for weight in group["params"])
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        self._clip_factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-        return norm
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state of this class or of ``torch.optim.AdamW``, whatever its implementation."""
-        groups = [{**group, "fused": True} for group in state_dict["param_groups"]]
-        super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
-        self._steps.clear()
-
-    def _slots(self, weights: Iterable[nn.Parameter]) -> dict[int, list[Slot]]:
-        """Advance the step counts and return the weights that have gradients by their step."""
-        slots: dict[int, list[Slot]] = defaultdict(list)
-        counts = []
+    def _operands(self, group: dict[str, Any]) -> Operands:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        nadam = self._rule(group) in {"nadam", "nadamw"}
         for weight in weights:
-            if weight.grad is None:
-                continue
             state = self.state[weight]
             if not state:
                 state["step"] = torch.zeros((), device=weight.device)
-                state["exp_avg"] = torch.zeros_like(weight)
-                state["exp_avg_sq"] = torch.zeros_like(weight)
-            if weight not in self._steps:
-                # Waits for the device, once after a checkpoint; later steps count on the host.
-                self._steps[weight] = int(state["step"])
-            self._steps[weight] += 1
-            counts.append(state["step"])
-            slot = Slot(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])
-            slots[self._steps[weight]].append(slot)
-        if counts:
-            torch._foreach_add_(counts, 1)
-        return slots
+                if nadam:
+                    state["mu_product"] = torch.ones((), device=weight.device)
+        return Operands(
+            weights,
+            gradients,
+            [
+                kept(self.state, name, weights, weights, from_zero=True)
+                for name in ("exp_avg", "exp_avg_sq")
+            ],
+            [self.state[weight]["step"] for weight in weights],
+            [self.state[weight]["mu_product"] for weight in weights] if nadam else (),
+        )
+
+    def _numbers(self, group: dict[str, Any]) -> Numbers:
+        return Numbers(
+            group["lr"],
+            group["weight_decay"],
+            group["betas"][0],
+            group["betas"][1],
+            group["eps"],
+            momentum_decay=group.get("momentum_decay", 0.0),
+        )
+
+    def _step_torch(self, groups: Sequence[Operands], clip_factor: Tensor | None) -> None:
+        for group, operands in zip(self.param_groups, groups, strict=True):
+            if operands.weights:
+                numbers = self._numbers(group)
+                adam_step_torch(self._rule(group), operands, numbers, clip_factor)
+
+    def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:
+        from trainer.kernels.elementwise_triton import count_steps, step_chunks
+
+        for group, part in zip(self.param_groups, plan.parts, strict=True):
+            if part.slots:
+                rule, numbers = self._rule(group), self._numbers(group)
+                count_steps(rule, plan, part, numbers)
+                step_chunks(rule, plan, part, numbers, clip_factor)
+
+
+class KernelAdam(_KernelAdam, torch.optim.Adam):
+    """Adam, whose weight decay is added to the gradient."""
+
+    def __init__(self, params: Iterable[Any], *, backend: Backend, **options: Any) -> None:
+        """Build it; ``options`` are torch's: lr, betas, eps and weight_decay."""
+        # fused puts the step counts on the device, where torch's own kernel wants them.
+        super().__init__(params, **options, fused=True)
+        self._step_supports_amp_scaling = False
+        self.backend = backend
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state of this class or of torch's, whatever its implementation."""
+        groups = [{**group, "fused": True} for group in state_dict["param_groups"]]
+        super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
+
+    def _rule(self, group: dict[str, Any]) -> Rule:  # noqa: ARG002 - NAdam's depends on it
+        return "adam"
+
+
+class KernelAdamW(KernelAdam, torch.optim.AdamW):
+    """AdamW."""
+
+    def _rule(self, group: dict[str, Any]) -> Rule:  # noqa: ARG002
+        return "adamw"
+
+
+class KernelNAdam(_KernelAdam, torch.optim.NAdam):
+    """NAdam, and NAdamW with ``decoupled_weight_decay``."""
+
+    def __init__(self, params: Iterable[Any], *, backend: Backend, **options: Any) -> None:
+        """Build it; ``options`` are torch's."""
+        super().__init__(params, **options)
+        self.backend = backend
+
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        return "nadamw" if group["decoupled_weight_decay"] else "nadam"

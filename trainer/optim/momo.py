@@ -18,9 +18,9 @@ Groups with a lr and wd of their own, lr_i and wd_i, have one model and one f*. 
 s = min(1 / rho, [f - rho f* - c + sum <d_i, x_i> / (1 + lr_i wd_i)]+
                  / sum lr_i <d_i, d_i / D_i> / (1 + lr_i wd_i)), which for one group is the above.
 
-The loss is the mean over micro-batches and ranks. A weight without gradient is left out of that
-step's model; c is kept by weight for that reason. A non-finite gradient or loss goes into weights
-and state: whoever steps looks first. A step never waits for the device.
+g is the clipped gradient, the loss the mean over micro-batches and ranks. A weight without gradient
+is left out of that step's model; c is kept by weight for that reason. A non-finite gradient or loss
+goes into weights and state: whoever steps looks first. A step never waits for the device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.optim.averages import averaged
+from trainer.kernels import Backend, choose_backend
+from trainer.kernels.adam import clipped
+from trainer.kernels.chunks import Plan
+from trainer.kernels.operands import Numbers, Operands
+from trainer.optim.averages import averaged, kept
+from trainer.optim.elementwise import Elementwise
 from trainer.optim.groups import trainable
 from trainer.optim.params import MomoAdamParams, MomoParams, TruncatedParams
 from trainer.optim.truncation import closure_loss, truncated_step
@@ -42,14 +47,11 @@ _SHARED = "model"
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A group's weights that have gradients, and its share of the model of the loss."""
+class _Share:
+    """What a group's weights that have gradients add to the model of the loss."""
 
-    weights: list[Tensor]
-    directions: list[Tensor]
-    """d / D."""
-    lr: float
-    decay: float
+    lr: float | Tensor
+    decay: float | Tensor
     """1 + lr wd."""
     offset: Tensor
     """c, a scalar as all below."""
@@ -58,8 +60,13 @@ class _Part:
     norm: Tensor
     """<d, d / D>."""
 
+    @classmethod
+    def of(cls, group: dict[str, Any], offset: Tensor, height: Tensor, norm: Tensor) -> _Share:
+        """Return the share of a group with these sums."""
+        return cls(group["lr"], 1 + group["lr"] * group["weight_decay"], offset, height, norm)
 
-class Momo(torch.optim.Optimizer):
+
+class Momo(Elementwise):
     """MoMo: 4 bytes of state per fp32 weight; a step makes two temporary copies of the weights."""
 
     def __init__(
@@ -74,8 +81,8 @@ class Momo(torch.optim.Optimizer):
         super().__init__(weights, {"lr": params.lr, "weight_decay": params.weight_decay})
         self._params, self._beta = params, beta
         self._from_zero, self._divide = from_zero, divide
+        self._loss: Any = None
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every weight that has a gradient.
 
@@ -85,67 +92,92 @@ class Momo(torch.optim.Optimizer):
         Raises:
             RuntimeError: there is no loss; nothing has changed.
         """
-        loss = closure_loss(closure, self._params.name)
-        parts = []
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                parts.append(self._part(group, weights))
-        if parts:
-            size = self._size(parts, loss)
-            for part in parts:
-                self._move(part, size)
-        return loss
+        self._loss = closure_loss(closure, self._params.name)
+        super().step()
+        return self._loss
 
-    def _part(self, group: dict[str, Any], weights: list[Tensor]) -> _Part:
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+    def _operands(self, group: dict[str, Any]) -> Operands:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        return Operands(weights, [weight.grad for weight in weights])
+
+    def _step_torch(self, groups: Sequence[Operands], clip_factor: Tensor | None) -> None:
+        parts = [
+            (group, operands.weights, *self._part(group, operands, clip_factor))
+            for group, operands in zip(self.param_groups, groups, strict=True)
+            if operands.weights
+        ]
+        if parts:
+            size = self._size([share for *_, share in parts])
+            for group, weights, directions, _ in parts:
+                self._move(group, weights, directions, size)
+
+    def _part(
+        self, group: dict[str, Any], operands: Operands, clip_factor: Tensor | None
+    ) -> tuple[list[Tensor], _Share]:
+        """Advance the averages; return d / D and the group's share of the model."""
+        weights, gradients = operands.weights, clipped(operands.gradients, clip_factor)
         means = self._average("exp_avg", weights, gradients)
         offsets = self._average("inner_avg", weights, _inner(gradients, weights))
         directions = self._directions(weights, gradients, means)
-        return _Part(
-            weights,
-            directions,
-            group["lr"],
-            1 + group["lr"] * group["weight_decay"],
-            torch.stack(offsets).sum(),
-            torch.stack(_inner(means, weights)).sum(),
-            torch.stack(_inner(means, directions)).sum(),
-        )
+        sums = (offsets, _inner(means, weights), _inner(means, directions))
+        return directions, _Share.of(group, *(torch.stack(parts).sum() for parts in sums))
 
-    def _size(self, parts: list[_Part], loss: Any) -> Tensor:
+    def _size(self, shares: list[_Share]) -> Tensor:
         """Return the step in units of each group's learning rate, and learn from the loss."""
-        average, bound, rho = self._model(loss, like=parts[0].norm)
-        height = average + sum(part.height / part.decay - part.offset for part in parts)
-        slope = cast("Tensor", sum(part.lr / part.decay * part.norm for part in parts))
+        average, bound, rho = self._model(like=shares[0].norm)
+        height = average + sum(share.height / share.decay - share.offset for share in shares)
+        slope = cast("Tensor", sum(share.lr / share.decay * share.norm for share in shares))
         lb = self._params.lb
+        now = bound
         if self._params.online:
             reset = (height / (2 * rho)).clamp(min=lb)
-            bound = torch.where(height < rho * bound, reset, bound)
-        size = truncated_step(height - rho * bound, slope, 1 / rho)
+            now = torch.where(height < rho * bound, reset, bound)
+        size = truncated_step(rho * (height - rho * now), slope, 1.0) / rho
         if self._params.online:
-            height = average + sum(part.height - part.offset for part in parts)
-            fall = size * cast("Tensor", sum(part.lr * part.norm for part in parts))
-            self._shared["lower_bound"] = ((height - fall / 2) / rho).clamp(min=lb)
+            height = average + sum(share.height - share.offset for share in shares)
+            fall = size * cast("Tensor", sum(share.lr * share.norm for share in shares))
+            bound.copy_(((height - fall / 2) / rho).clamp(min=lb))
         return size
 
-    def _model(self, loss: Any, like: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Advance what is kept for all weights together; return f, f* and rho."""
-        loss = torch.as_tensor(loss, dtype=like.dtype, device=like.device).detach()
-        kept = self._shared
-        beta, step = self._beta, kept.get("step", 0) + 1
-        start = torch.zeros_like(loss) if self._from_zero else loss
-        average = torch.lerp(kept.get("loss_avg", start).to(loss), loss, 1 - beta)
-        kept |= {"step": step, "loss_avg": average}
-        bound = kept.get("lower_bound", torch.full_like(loss, self._params.lb)).to(loss)
-        return average, bound, 1 - beta**step if self._from_zero else 1.0
+    def _model(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Advance what is kept for all weights together; return f, f* and rho.
 
-    def _move(self, part: _Part, size: Tensor) -> None:
-        decays = part.decay != 1
+        In place, where a captured graph finds it at its next replay.
+        """
+        loss = torch.as_tensor(self._loss, dtype=like.dtype, device=like.device).detach()
+        step = self._shared("step", torch.zeros((), device=like.device)).add_(1)
+        start = torch.zeros_like(loss) if self._from_zero else loss
+        average = self._shared("loss_avg", start).lerp_(loss, 1 - self._beta)
+        bound = torch.full_like(loss, self._params.lb)
+        if self._params.online:
+            bound = self._shared("lower_bound", bound)
+        rho = (1 - self._beta ** step.double()).to(loss) if self._from_zero else 1.0
+        return average, bound, rho
+
+    def _shared(self, key: str, first: Tensor) -> Tensor:
+        """Return what is kept under ``key`` for all weights together, on the device of ``first``.
+
+        torch saves and loads such a state as it is.
+        """
+        shared: dict[str, Any] = cast("dict[Any, Any]", self.state)[_SHARED]
+        value = shared.get(key)
+        shared[key] = first.clone() if value is None else torch.as_tensor(value).to(first)
+        return cast("Tensor", shared[key])
+
+    def _move(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        directions: list[Tensor],
+        size: Tensor,
+    ) -> None:
+        decay = group["lr"] * group["weight_decay"]
+        decays = group["weight_decay"] != 0
         if decays and not self._divide:
-            torch._foreach_mul_(part.weights, 2 - part.decay)
-        torch._foreach_sub_(part.weights, torch._foreach_mul(part.directions, part.lr * size))
+            torch._foreach_mul_(weights, 1 - decay)
+        torch._foreach_sub_(weights, torch._foreach_mul(directions, group["lr"] * size))
         if decays and self._divide:
-            torch._foreach_div_(part.weights, part.decay)
+            torch._foreach_div_(weights, 1 + decay)
 
     def _directions(
         self,
@@ -159,35 +191,80 @@ class Momo(torch.optim.Optimizer):
     def _average(self, key: str, weights: list[Tensor], values: list[Tensor]) -> list[Tensor]:
         return averaged(self.state, key, weights, values, self._beta, from_zero=self._from_zero)
 
-    @property
-    def _shared(self) -> dict[str, Any]:
-        """What is kept for all weights together; torch saves and loads such a state as it is."""
-        shared: dict[str, Any] = cast("dict[Any, Any]", self.state)[_SHARED]
-        return shared
-
 
 class MomoAdam(Momo):
-    """MoMo-Adam: 8 bytes of state per fp32 weight; a step makes three copies of the weights."""
+    """MoMo-Adam: 8 bytes of state per fp32 weight.
 
-    def __init__(self, weights: Iterable[Any], params: MomoAdamParams) -> None:
+    The kernel moves 40 bytes a weight, in one launch before the sums are known and one after. In
+    torch a step makes three copies of the weights.
+    """
+
+    def __init__(
+        self, weights: Iterable[Any], params: MomoAdamParams, backend: Backend = "torch"
+    ) -> None:
         beta, self._beta2 = params.betas
         super().__init__(weights, params, beta=beta, from_zero=True, divide=params.divide)
-        self._eps = params.eps
+        self._eps, self.backend = params.eps, backend
+
+    def _operands(self, group: dict[str, Any]) -> Operands:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        for weight in weights:
+            state = self.state[weight]
+            if not state:
+                wide = torch.promote_types(weight.dtype, torch.float32)
+                state["step"] = torch.zeros((), device=weight.device)
+                state["inner_avg"] = torch.zeros((), device=weight.device, dtype=wide)
+        return Operands(
+            weights,
+            [weight.grad for weight in weights],
+            [
+                kept(self.state, key, weights, weights, from_zero=True)
+                for key in ("exp_avg", "exp_avg_sq")
+            ],
+            [self.state[weight]["step"] for weight in weights],
+            [self.state[weight]["inner_avg"] for weight in weights],
+        )
 
     def _directions(
         self, weights: list[Tensor], gradients: list[Tensor], means: list[Tensor]
     ) -> list[Tensor]:
         squares = list(torch._foreach_mul(gradients, gradients))
         averages = averaged(self.state, "exp_avg_sq", weights, squares, self._beta2, from_zero=True)
-        corrections = []
-        for weight in weights:
-            state = self.state[weight]
-            state["step"] = state.get("step", 0) + 1
-            corrections.append(1 - self._beta2 ** state["step"])
-        scales = torch._foreach_div(averages, corrections)
+        counts = [self.state[weight]["step"] for weight in weights]
+        torch._foreach_add_(counts, 1)
+        corrections = 1 - self._beta2 ** torch.stack(counts).double()
+        scales = torch._foreach_div(averages, corrections.unbind())
         torch._foreach_sqrt_(scales)
         torch._foreach_add_(scales, self._eps)
         return list(torch._foreach_div(means, scales))
+
+    def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:
+        from trainer.kernels.elementwise_triton import count_steps, momo_totals, step_chunks
+
+        parts = [
+            (group, part, self._numbers(group))
+            for group, part in zip(self.param_groups, plan.parts, strict=True)
+            if part.slots
+        ]
+        shares = []
+        for group, part, numbers in parts:
+            count_steps("momo-adam", plan, part, numbers)
+            step_chunks("momo-adam", plan, part, numbers, clip_factor, phase="averages")
+            totals = momo_totals(plan, part, numbers)
+            shares.append(_Share.of(group, totals[0], totals[1], totals[2]))
+        size = self._size(shares)
+        for _, part, numbers in parts:
+            step_chunks("momo-adam", plan, part, numbers, None, phase="apply", length=size)
+
+    def _numbers(self, group: dict[str, Any]) -> Numbers:
+        return Numbers(
+            group["lr"],
+            group["weight_decay"],
+            self._beta,
+            self._beta2,
+            self._eps,
+            divide=self._divide,
+        )
 
 
 def build_momo(model: nn.Module, params: MomoParams) -> Momo:
@@ -196,8 +273,13 @@ def build_momo(model: nn.Module, params: MomoParams) -> Momo:
 
 
 def build_momo_adam(model: nn.Module, params: MomoAdamParams) -> MomoAdam:
-    """Build momo-adam or momo-adam-star."""
-    return MomoAdam(trainable(model), params)
+    """Build momo-adam or momo-adam-star.
+
+    Raises:
+        UserError: the Triton backend is asked for and cannot work.
+    """
+    weights = trainable(model)
+    return MomoAdam(weights, params, choose_backend(params.backend, weights))
 
 
 def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import importlib.util
+import math
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-Tensors = dict[str, torch.Tensor]
+Array = NDArray[np.float64]
 
 
 class AdamWOracle:
@@ -34,6 +42,67 @@ class AdamWOracle:
         square_hat = self.square / (1 - betas[1] ** self.steps)
         direction = mean_hat / (square_hat.sqrt() + eps)
         self.weight = self.weight - lr * (direction + weight_decay * self.weight)
+
+
+class AdamOracle:
+    """adam, adamw, nadam and nadamw in fp64 numpy, from Kingma and Ba, and from Dozat.
+
+    The products of momenta are recomputed from the first step on.
+    """
+
+    def __init__(self, name: str, p: SimpleNamespace) -> None:
+        self.name, self.p = name, p
+        self.t: dict[str, int] = {}
+        self.m: dict[str, Array] = {}
+        self.v: dict[str, Array] = {}
+
+    def _momentum(self, t: int) -> float:
+        psi = self.p.momentum_decay
+        return float(self.p.betas[0] * (1 - math.pow(0.96, t * psi) / 2))
+
+    def step(self, x: dict[str, Array], g: dict[str, Array], lr: float) -> None:
+        (b1, b2), decay = self.p.betas, self.p.weight_decay
+        for key, gradient in g.items():
+            t = self.t[key] = self.t.get(key, 0) + 1
+            if self.name.endswith("w"):
+                x[key] = x[key] * (1 - lr * decay)
+            else:
+                gradient = gradient + decay * x[key]  # noqa: PLW2901
+            self.m[key] = b1 * self.m.get(key, np.zeros_like(gradient)) + (1 - b1) * gradient
+            self.v[key] = b2 * self.v.get(key, np.zeros_like(gradient)) + (1 - b2) * gradient**2
+            if self.name.startswith("nadam"):
+                product = math.prod(self._momentum(i) for i in range(1, t + 1))
+                later = self._momentum(t + 1)
+                mean = later / (1 - product * later) * self.m[key]
+                mean = mean + (1 - self._momentum(t)) / (1 - product) * gradient
+            else:
+                mean = self.m[key] / (1 - b1**t)
+            x[key] = x[key] - lr * mean / (np.sqrt(self.v[key] / (1 - b2**t)) + self.p.eps)
+
+
+def other_oracles() -> ModuleType:
+    """The other optimizers' formulas, loaded by their path: tests are no package."""
+    path = Path(__file__).parents[1] / "optim" / "oracle.py"
+    spec = importlib.util.spec_from_file_location("oracle", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["oracle"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def oracle_of() -> Any:
+    """A function of an optimizer's parameters that returns its oracle."""
+    others = other_oracles()
+
+    def oracle(p: Any) -> Any:
+        if p.name in {"adam", "adamw", "nadam", "nadamw"}:
+            return AdamOracle(p.name, p)
+        return (others.Momo if p.name.startswith("momo") else others.Sign)(p.name, p)
+
+    return oracle
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ class AdamParams(OptimizerParams):
     """Adam (arXiv 1412.6980) and AdamW (arXiv 1711.05101)."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("adam", "adamw")
-    KERNELS: ClassVar[tuple[str, ...]] = ("adamw",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the averages of the gradient and of its square; each in [0, 1)."""
@@ -61,6 +61,7 @@ class NAdamParams(OptimizerParams):
     """Adam with Nesterov's momentum (Dozat 2016); nadamw decouples the weight decay."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("nadam", "nadamw")
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the averages of the gradient and of its square; each in [0, 1)."""

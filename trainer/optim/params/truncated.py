@@ -49,6 +49,7 @@ class MomoAdamParams(TruncatedParams):
     """Adam with truncated steps (arXiv 2305.07583)."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("momo-adam", "momo-adam-star")
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the averages of gradient and loss, and of the gradient's square; each in [0, 1)."""
