@@ -20,7 +20,7 @@ def choose_backend(
 ) -> Backend:
     """Return ``wanted``, or for ``auto`` the faster one that can work on these tensors.
 
-    Triton needs its package, fp32 tensors, and a CUDA device or its interpreter
+    Triton needs its package, dense fp32 tensors, and a CUDA device or its interpreter
     (``TRITON_INTERPRET=1``), which ``auto`` never takes: it is there for tests.
 
     Raises:
@@ -49,4 +49,6 @@ def _obstacle(tensors: list[Tensor]) -> str | None:
         return f"the weights lie on {next(iter(devices))}, and Triton needs a CUDA device"
     if any(tensor.dtype != torch.float32 for tensor in tensors):
         return "the kernel works on fp32 weights only"
+    if any(torch.empty_like(t, device="meta").stride() != t.stride() for t in tensors):
+        return "the kernel works on weights without gaps in memory only"
     return None

@@ -32,7 +32,7 @@ SUMS = 4
 _VECTOR_BYTES = 16
 _KEPT_TABLES = 8
 _Array = np.ndarray[Any, np.dtype[Any]]
-_chunks: OrderedDict[tuple[torch.device, tuple[int, ...]], Tensor] = OrderedDict()
+_chunks: OrderedDict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, Tensor]] = OrderedDict()
 
 
 class Part(NamedTuple):
@@ -66,6 +66,8 @@ class Plan:
     """Weights whose gradient has another order in memory, and room for it in the weight's."""
     host: Tensor
     """The slots' table before it was copied: a captured graph copies it at every replay."""
+    chunks_host: Tensor
+    """Likewise."""
 
     def refresh(self) -> None:
         """Bring gradients of another order in memory into their weights'."""
@@ -93,9 +95,10 @@ def build_plan(
     slots[:, 8], slots[:, 9] = np.cumsum(counts) - counts, counts
     host = _host(slots, device, spare)
     total = int(counts.sum())
+    chunks, chunks_host = _chunk_table(slots, device, capturing=capturing)
     return Plan(
         slots=host.to(device, non_blocking=True),
-        chunks=_chunk_table(slots, device, capturing=capturing),
+        chunks=chunks,
         parts=_parts([len(group.weights) for group in groups], counts),
         corrections=torch.zeros(len(slots), SUMS, device=device),
         chunk_sums=torch.zeros(total, SUMS, device=device),
@@ -103,6 +106,7 @@ def build_plan(
         squares=torch.zeros(total, device=device),
         copies=tuple(copies),
         host=host,
+        chunks_host=chunks_host,
     )
 
 
@@ -132,22 +136,22 @@ def _parts(weights: Sequence[int], counts: _Array) -> tuple[Part, ...]:
     return tuple(Part(int(a), int(b - a), int(c), int(d - c)) for a, b, c, d in ends)
 
 
-def _chunk_table(slots: _Array, device: torch.device, *, capturing: bool) -> Tensor:
-    """Return the chunks' table of weights of these sizes, kept since they hardly ever change."""
+def _chunk_table(slots: _Array, device: torch.device, *, capturing: bool) -> tuple[Tensor, Tensor]:
+    """Return the chunks' table on the device and the host, kept since sizes hardly ever change."""
     key = (device, tuple(slots[:, 6]))
-    table = _chunks.get(key)
-    if table is None:
+    tables = _chunks.get(key)
+    if tables is None:
         owner = np.repeat(np.arange(len(slots)), slots[:, 9])
         index = np.arange(len(owner)) - slots[owner, 8]
-        rows = np.stack((owner, index), axis=1).astype(np.int32)
-        table = _host(rows, device).to(device, non_blocking=True)
+        host = _host(np.stack((owner, index), axis=1).astype(np.int32), device)
+        tables = host.to(device, non_blocking=True), host
         if capturing:
-            return table
-        _chunks[key] = table
+            return tables
+        _chunks[key] = tables
         while len(_chunks) > _KEPT_TABLES:
             _chunks.popitem(last=False)
     _chunks.move_to_end(key)
-    return table
+    return tables
 
 
 def _host(table: _Array, device: torch.device, spare: Tensor | None = None) -> Tensor:

@@ -50,8 +50,8 @@ class _TorchStep(FoldsClip):
             with torch.no_grad():
                 torch._foreach_mul_(self._gradients(), factor)
             return super().step(closure)
-        # torch's name for what its gradient scaler would have it divide by.
-        self.grad_scale = factor.reciprocal()
+        # torch's name for what its gradient scaler would have it divide by, in fp32.
+        self.grad_scale = factor.reciprocal().float()
         try:
             return super().step(closure)
         finally:

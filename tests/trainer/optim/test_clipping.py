@@ -1,0 +1,76 @@
+"""Every optimizer that folds the clip steps as torch's do after ``clip_grad_norm_``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.optim import build_optimizer, optimizer_params
+from trainer.optim.clipping import FoldsClip
+
+NAMES = (
+    "sgd",
+    "sgd-m",
+    "sgd-nesterov",
+    "adam",
+    "adamw",
+    "nadam",
+    "nadamw",
+    "lion",
+    "sign-gd",
+    "sign-gd-nonlmo",
+    "momo",
+    "momo-star",
+    "momo-adam",
+    "momo-adam-star",
+)
+
+
+def built(model: Any, name: str) -> Any:
+    return build_optimizer(model, optimizer_params({"name": name, "lr": 1e-3}, ""))
+
+
+def set_gradients(model: Any, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for i, weight in enumerate(model.parameters()):
+        g = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        weight.grad = None if i == 2 and step == 1 else g
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_clip_is_that_of_torch_and_holds_for_one_step(net: Any, name: str) -> None:
+    twin = copy.deepcopy(net)
+    ours, theirs = built(net, name), built(twin, name)
+    assert isinstance(ours, FoldsClip)
+    for step, limit in enumerate((1.0, 0.5, None, 1e6, float("inf"))):
+        set_gradients(net, step)
+        set_gradients(twin, step)
+        if limit is not None:
+            norm = ours.clip_grad_norm(limit)
+            expected = torch.nn.utils.clip_grad_norm_(twin.parameters(), limit)
+            torch.testing.assert_close(norm, expected)
+        for optimizer in (ours, theirs):
+            optimizer.step(lambda: 2.0)
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        # torch's fused steps take the factor in fp32.
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadam", "lion", "momo-adam"])
+def test_without_gradients_the_norm_is_nought(net: Any, name: str) -> None:
+    optimizer = built(net, name)
+    assert optimizer.clip_grad_norm(1.0) == 0
+    optimizer.step(lambda: 2.0)
+
+
+@pytest.mark.parametrize("name", ["lion", "sign-gd", "momo", "momo-adam"])
+def test_a_folded_clip_leaves_the_gradients_alone(net: Any, name: str) -> None:
+    optimizer = built(net, name)
+    set_gradients(net, 0)
+    before = net.up.weight.grad.clone()
+    optimizer.clip_grad_norm(1e-3)
+    optimizer.step(lambda: 2.0)
+    assert torch.equal(net.up.weight.grad, before)
