@@ -20,9 +20,10 @@ _KEPT_PLANS = 8
 class Elementwise(FoldsClip):
     """A step that never waits for the device, and that a CUDA graph can capture after a first one.
 
-    A captured step counts as it is replayed. What is to change from replay to replay must be a
-    tensor on the device: ``group["lr"]``, and the loss where a step looks at it. Where ``lr`` is a
-    number it may change between steps, and nothing is compiled anew.
+    That first one must be of the kind to be captured: with the clip or without, with ``lr`` on the
+    device or not. A captured step counts as it is replayed; what is to change from replay to replay
+    must be a tensor on the device: ``group["lr"]``, and the loss where a step looks at it. Where
+    ``lr`` is a number it may change between steps, and nothing is compiled anew.
     """
 
     backend: Backend = "torch"
@@ -136,8 +137,8 @@ class Elementwise(FoldsClip):
         return tuple(key)
 
     def _captures(self) -> bool:
-        weight = self.param_groups[0]["params"][0]
-        return weight.is_cuda and torch.cuda.is_current_stream_capturing()
+        weights = (weight for group in self.param_groups for weight in group["params"])
+        return next(weights).is_cuda and torch.cuda.is_current_stream_capturing()
 
     def _forget_plans(self) -> None:
         self.__dict__.pop("_plans", None)

@@ -125,6 +125,7 @@ def test_groups_and_absent_gradients_are_the_twins(values: dict[str, Any]) -> No
         [group] = optimizer.param_groups
         moved = {**group, "lr": group["lr"] / 2, "weight_decay": 0.3}
         moved["params"], group["params"] = group["params"][3:], group["params"][:3]
+        optimizer.add_param_group({**moved, "params": []})
         optimizer.add_param_group(moved)
         train(model, optimizer, range(4), clip=0.7)
     assert_alike(*models)
