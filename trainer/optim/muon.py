@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from trainer.optim.averages import averaged, kept
+from trainer.optim.batches import polar_factors
 from trainer.optim.groups import split_parameters
-from trainer.optim.noneuclidean import polar_factors
 from trainer.optim.params import MuonTorchParams, NorMuonParams
 
 ADAMW_RMS = 0.2

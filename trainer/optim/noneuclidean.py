@@ -1,4 +1,3 @@
-# ruff: noqa: N806 - tensor names end in their shape
 """muon, scion, muon-momo, muonmax-momo: steepest descent in a product norm (arXiv 2510.09827).
 
     m <- mu m + (1 - mu) g                     starting at the first g; in the adam norms mu = beta1
@@ -34,8 +33,7 @@ state: whoever steps looks first.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,10 +41,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.optim.averages import averaged, kept
+from trainer.optim.batches import polar_factors
 from trainer.optim.groups import split_parameters
 from trainer.optim.norms import ProductNorm, over, product_norm
 from trainer.optim.params import MuonMomoParams, MuonParams, ScionParams
-from trainer.optim.polar import Method, polar_factor
 from trainer.optim.truncation import closure_loss, inner_products, truncated_step
 
 _SHARED = "model"
@@ -225,26 +223,6 @@ def _move(part: _Part, factor: Tensor | float) -> None:
     torch._foreach_add_(part.weights, moves, alpha=-lr)
 
 
-def polar_factors(
-    matrices: Sequence[Tensor], method: Method, steps: int, gptopt_compat: bool
-) -> list[Tensor]:
-    """Return the polar factor of each matrix, in its dtype.
-
-    Matrices of one shape, or of its transpose, go through the products as one batch.
-    """
-    batches: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, matrix in enumerate(matrices):
-        rows, columns = matrix.shape
-        batches[min(rows, columns), max(rows, columns)].append(i)
-    factors = list(matrices)
-    for indices in batches.values():
-        stack_BMN = torch.stack([_wide(matrices[i]) for i in indices])
-        result_BMN = polar_factor(stack_BMN, method, steps, gptopt_compat).to(stack_BMN.dtype)
-        for i, factor in zip(indices, result_BMN.unbind(), strict=True):
-            factors[i] = factor if matrices[i].shape == factor.shape else factor.mT
-    return factors
-
-
 def build_spectral(model: nn.Module, params: ScionParams) -> SpectralDescent:
     """Build muon, scion, muon-momo or muonmax-momo."""
     split = split_parameters(model)
@@ -276,7 +254,3 @@ def _rest_norm(params: ScionParams) -> dict[str, Any]:
         beta1, beta2 = params.betas
         keys |= {"momentum": beta1, "beta2": beta2, "eps": params.eps}
     return keys
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT

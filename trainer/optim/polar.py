@@ -9,6 +9,7 @@ Shape suffixes: B matrices, M rows, N columns.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Literal
 
@@ -32,7 +33,7 @@ _POLAR_EXPRESS = (
 )
 """arXiv 2505.16932: the best polynomial for each step; the last one repeats."""
 
-_SAFETY = 1.01
+SAFETY = 1.01
 """Keeps singular values that rounding has pushed above 1 inside the polynomials' interval."""
 
 
@@ -53,12 +54,12 @@ def coefficients(
         return (_JORDAN,) * steps
     if method == "jordan-torch":
         a, b, c = _JORDAN
-        return ((a * _SAFETY, b * _SAFETY**3, c * _SAFETY**5), *(_JORDAN,) * (steps - 1))
+        return ((a * SAFETY, b * SAFETY**3, c * SAFETY**5), *(_JORDAN,) * (steps - 1))
     last = len(_POLAR_EXPRESS) - 1
-    extra = _SAFETY if gptopt_compat else 1.0
+    extra = SAFETY if gptopt_compat else 1.0
     chosen = []
     for step in range(steps):
-        safety = 1.0 if step >= last else _SAFETY
+        safety = 1.0 if step >= last else SAFETY
         a, b, c = _POLAR_EXPRESS[min(step, last)]
         chosen.append((a / safety / extra, b / safety**3 / extra, c / safety**5 / extra))
     return tuple(chosen)
@@ -73,6 +74,15 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16
     return torch.promote_types(dtype, torch.float32)
+
+
+def least_norm(dtype: torch.dtype) -> float:
+    """Return the least norm that is divided by: 1e-15 for fp32.
+
+    Below it the squares that the norm is made of begin to vanish, and with them the bound on the
+    singular values. Matrices that small keep a part of their size instead.
+    """
+    return math.sqrt(torch.finfo(dtype).tiny) * 1e4
 
 
 def polar_factor(
@@ -98,8 +108,7 @@ def polar_factor(
         return polar_factor(g_BMN.mT, method, steps, gptopt_compat, dtype).mT
     wide = g_BMN.to(torch.promote_types(g_BMN.dtype, torch.float32))
     norm_B11 = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
-    tiny = torch.finfo(wide.dtype).tiny
-    x_BMN: Tensor = wide / (_SAFETY * norm_B11).clamp_min(tiny)
+    x_BMN: Tensor = wide / (SAFETY * norm_B11).clamp_min(least_norm(wide.dtype))
     x_BMN = x_BMN.to(dtype or product_dtype(g_BMN.device, g_BMN.dtype))
     for a, b, c in coefficients(method, steps, gptopt_compat):
         a_BMM = torch.bmm(x_BMN, x_BMN.mT)

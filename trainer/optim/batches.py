@@ -1,0 +1,141 @@
+# ruff: noqa: N803, N806 - tensor names end in their shape
+"""The polar factors of a model's matrices: batched by shape, in memory that is used again.
+
+Shape suffixes: B matrices, M rows, N columns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.kernels.symmetric import Choice
+from trainer.optim import gram, quintic
+from trainer.optim.polar import SAFETY, Method, coefficients, least_norm, product_dtype
+
+_WORKSPACE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+"""Matrices of one shape are worked on so many at a time that their workspace stays within this,
+at least one. On a CPU it is a core's L2 cache: 36 matrices 64 x 170 are 1.5 times as fast as one
+by one in eights, 1.3 times all at once."""
+
+_PADDED_TO = 64
+"""On CUDA sides are padded with zeros to a multiple of this: rows of 2730 bf16 numbers would not
+begin at multiples of 16 bytes. Zeros stay zero under the polynomials."""
+
+
+class _Kind(NamedTuple):
+    """What matrices of one batch have in common."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rows: int
+    columns: int
+
+
+@torch.no_grad()
+def polar_factors(
+    matrices: Sequence[Tensor],
+    method: Method,
+    steps: int,
+    gptopt_compat: bool,
+    backend: Choice = "auto",
+) -> list[Tensor]:
+    """Return the polar factor of each matrix, in its dtype; as :func:`polar_factor` to rounding.
+
+    Nothing waits for the device, and all memory comes from torch's allocator: a CUDA graph can
+    capture the call.
+
+    Args:
+        matrices: of any shapes, dtypes and devices; not changed.
+        method: the polynomials.
+        steps: how many of them.
+        gptopt_compat: see :func:`trainer.optim.polar.coefficients`.
+        backend: of the symmetric products on CUDA.
+    """
+    kinds: dict[_Kind, list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        if matrix.numel():
+            kinds[_Kind(matrix.device, matrix.dtype, *matrix.shape)].append(i)
+    polynomials = coefficients(method, steps, gptopt_compat)
+    factors = list(matrices)
+    for kind, indices in kinds.items():
+        members = [matrices[i] for i in indices]
+        factors_BMN = torch.empty(
+            len(members), kind.rows, kind.columns, dtype=kind.dtype, device=kind.device
+        )
+        if kind.device.type == "cuda":
+            _write_on_cuda(members, factors_BMN, polynomials, backend)
+        else:
+            _write_on_cpu(members, factors_BMN, polynomials)
+        for i, factor in zip(indices, factors_BMN.unbind(), strict=True):
+            factors[i] = factor
+    return factors
+
+
+def _write_on_cpu(
+    matrices: list[Tensor], factors_BMN: Tensor, polynomials: gram.Coefficients
+) -> None:
+    """Work in the factors' own memory and one more tensor, so that the last product ends there."""
+    count, rows, columns = factors_BMN.shape
+    dtype = product_dtype(factors_BMN.device, factors_BMN.dtype)
+    side = min(rows, columns)
+    numbers = 2 * rows * columns + gram.SQUARES * side * side
+    chunk = _chunk(count, numbers * dtype.itemsize, "cpu")
+    y_BMN = factors_BMN.new_empty(chunk, rows, columns, dtype=dtype)
+    squares_BMM = [y_BMN.new_empty(chunk, side, side) for _ in range(gram.SQUARES)]
+    wanted_BMN = (
+        factors_BMN
+        if factors_BMN.dtype == dtype
+        else factors_BMN.new_empty(factors_BMN.shape, dtype=dtype)
+    )
+    odd = gram.products_with_x(rows, columns, len(polynomials)) % 2
+    for start in range(0, count, chunk):
+        now = min(chunk, count - start)
+        work = [wanted_BMN[start : start + now], y_BMN[:now]]
+        x_BMN, other_BMN = reversed(work) if odd else work
+        torch._foreach_copy_(list(x_BMN.unbind()), matrices[start : start + now])
+        _scale(x_BMN)
+        gram.gram_form(x_BMN, other_BMN, [square[:now] for square in squares_BMM], polynomials)
+    if wanted_BMN is not factors_BMN:
+        factors_BMN.copy_(wanted_BMN)
+
+
+def _write_on_cuda(
+    matrices: list[Tensor], factors_BMN: Tensor, polynomials: gram.Coefficients, backend: Choice
+) -> None:
+    count, rows, columns = factors_BMN.shape
+    device, dtype = factors_BMN.device, product_dtype(factors_BMN.device, factors_BMN.dtype)
+    padded = tuple(-(-side // _PADDED_TO) * _PADDED_TO for side in (rows, columns))
+    side = min(padded)
+    numbers = 2 * padded[0] * padded[1] + quintic.SQUARES * side * side
+    chunk = _chunk(count, numbers * dtype.itemsize, "cuda")
+    x_BMN = torch.empty(chunk, *padded, dtype=dtype, device=device)
+    y_BMN = torch.empty_like(x_BMN)
+    squares_BMM = [x_BMN.new_empty(chunk, side, side) for _ in range(quintic.SQUARES)]
+    for start in range(0, count, chunk):
+        now = min(chunk, count - start)
+        # Each time: a matrix that is not finite leaves no zeros here.
+        x_BMN[:now, rows:].zero_()
+        x_BMN[:now, :, columns:].zero_()
+        inner_BMN = x_BMN[:now, :rows, :columns]
+        torch._foreach_copy_(list(inner_BMN.unbind()), matrices[start : start + now])
+        _scale(x_BMN[:now])
+        result_BMN = quintic.quintic_form(
+            x_BMN[:now], y_BMN[:now], [each[:now] for each in squares_BMM], polynomials, backend
+        )
+        factors_BMN[start : start + now].copy_(result_BMN[:, :rows, :columns])
+
+
+def _scale(x_BMN: Tensor) -> None:
+    """Bring all singular values to at most 1; zeros stay zero."""
+    wide = torch.promote_types(x_BMN.dtype, torch.float32)
+    norm_B11 = torch.linalg.vector_norm(x_BMN, dim=(-2, -1), keepdim=True, dtype=wide)
+    x_BMN.div_(norm_B11.mul_(SAFETY).clamp_min_(least_norm(wide)))
+
+
+def _chunk(count: int, matrix_bytes: int, device: str) -> int:
+    return max(1, min(count, _WORKSPACE_BYTES[device] // matrix_bytes))
