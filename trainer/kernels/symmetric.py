@@ -22,6 +22,9 @@ _TRITON_LEAST_NUMBERS = {512: 1 << 22, 1024: 1 << 22, 2048: 1 << 23, 4096: 1 << 
 """For sides up to the key: from how many numbers of the result, B M^2, Triton is the faster one.
 A single matrix up to 2048 is not worth a triangular grid; from 4096 on it is."""
 
+_ALIGNMENT = 16
+"""Bytes that rows must begin at a multiple of to be read without detours through registers."""
+
 
 def symmetric_product(
     x_BMN: Tensor,
@@ -79,6 +82,8 @@ def _symmetric_product_torch(
 
 def _triton_is_faster(x_BMN: Tensor) -> bool:
     batch, side, _ = x_BMN.shape
+    if any(stride * x_BMN.itemsize % _ALIGNMENT and stride != 1 for stride in x_BMN.stride()):
+        return False
     if x_BMN.device.type != "cuda" or x_BMN.dtype not in _TRITON_LEAST_SIDE:
         return False
     if side < _TRITON_LEAST_SIDE[x_BMN.dtype] or importlib.util.find_spec("triton") is None:

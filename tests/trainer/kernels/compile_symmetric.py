@@ -27,9 +27,7 @@ POINTERS = 3
 WAYS: dict[str, dict[str, Any]] = {
     "wide": {"x": torch.bfloat16, "out": torch.bfloat16, "x_column": 1, "HAS_PLUS": False},
     "tall": {"x": torch.bfloat16, "out": torch.bfloat16, "x_row": 1, "HAS_PLUS": False},
-    "plus": {"x": torch.bfloat16, "out": torch.bfloat16, "x_column": 1, "HAS_PLUS": True},
     "ragged": {"x": torch.bfloat16, "out": torch.bfloat16, "x_column": 1, "EVEN_M": False},
-    "odd": {"x": torch.bfloat16, "out": torch.bfloat16, "x_column": 1, "EVEN_M": False, "odd": 1},
     "accumulated": {"x": torch.bfloat16, "out": torch.float32, "x_row": 1, "HAS_PLUS": True},
     "fp32": {"x": torch.float32, "out": torch.float32, "x_row": 1, "HAS_PLUS": True},
 }
@@ -55,11 +53,7 @@ def compiled(way: dict[str, Any]) -> Any:
         **dict.fromkeys(constants, "constexpr"),
     }
     names = symmetric_kernel.arg_names
-    aligned = [
-        (i,)
-        for i, name in enumerate(names)
-        if i < POINTERS or (name not in types and not way.get("odd"))
-    ]
+    aligned = [(i,) for i, name in enumerate(names) if i < POINTERS or name not in types]
     return triton.compile(
         ASTSource(
             fn=symmetric_kernel,
