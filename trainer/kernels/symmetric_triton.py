@@ -166,9 +166,10 @@ def symmetric_product_triton(
         x_BMN,
         plus,
         out_BMM,
-        alpha,
-        beta,
-        diagonal,
+        # Floats: a whole number 1 would be compiled in.
+        float(alpha),
+        float(beta),
+        float(diagonal),
         rows,
         columns,
         *x_BMN.stride(),

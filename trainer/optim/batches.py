@@ -138,4 +138,6 @@ def _scale(x_BMN: Tensor) -> None:
 
 
 def _chunk(count: int, matrix_bytes: int, device: str) -> int:
-    return max(1, min(count, _WORKSPACE_BYTES[device] // matrix_bytes))
+    """Return how many matrices to work on at a time, so that all times have about as many."""
+    most = max(1, _WORKSPACE_BYTES[device] // matrix_bytes)
+    return -(-count // -(-count // most))

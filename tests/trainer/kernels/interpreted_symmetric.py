@@ -73,7 +73,7 @@ def tiles_kernel(rows, columns, side, COUNT: tl.constexpr, GROUP: tl.constexpr):
 
 
 @pytest.mark.parametrize("group", [1, 3, 8, 64])
-@pytest.mark.parametrize("side", [1, 2, 9, 64, 1000])
+@pytest.mark.parametrize("side", [1, 2, 9, 64, 300])
 def test_every_tile_of_a_triangle_is_visited_once(side: int, group: int) -> None:
     tiles = side * (side + 1) // 2
     count = triton.next_power_of_2(tiles)

@@ -188,3 +188,4 @@ def test_on_a_cpu_the_workspace_of_many_matrices_is_that_of_one(shape: tuple[int
     assert batches._chunk(count, one, "cpu") == 1
     assert batches._chunk(count, 1 << 16, "cpu") == count
     assert batches._chunk(count, 1 << 30, "cuda") == 1
+    assert batches._chunk(count, (256 << 20) // 20, "cuda") == 12
