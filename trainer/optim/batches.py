@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.symmetric import Choice
-from trainer.optim import gram, quintic
+from trainer.optim import gram_form, quintic
+from trainer.optim.gram_form import Coefficients
 from trainer.optim.polar import SAFETY, Method, coefficients, least_norm, product_dtype
 
 _WORKSPACE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
@@ -76,36 +77,34 @@ def polar_factors(
     return factors
 
 
-def _write_on_cpu(
-    matrices: list[Tensor], factors_BMN: Tensor, polynomials: gram.Coefficients
-) -> None:
+def _write_on_cpu(matrices: list[Tensor], factors_BMN: Tensor, polynomials: Coefficients) -> None:
     """Work in the factors' own memory and one more tensor, so that the last product ends there."""
     count, rows, columns = factors_BMN.shape
     dtype = product_dtype(factors_BMN.device, factors_BMN.dtype)
     side = min(rows, columns)
-    numbers = 2 * rows * columns + gram.SQUARES * side * side
+    numbers = 2 * rows * columns + gram_form.SQUARES * side * side
     chunk = _chunk(count, numbers * dtype.itemsize, "cpu")
     y_BMN = factors_BMN.new_empty(chunk, rows, columns, dtype=dtype)
-    squares_BMM = [y_BMN.new_empty(chunk, side, side) for _ in range(gram.SQUARES)]
+    squares_BMM = [y_BMN.new_empty(chunk, side, side) for _ in range(gram_form.SQUARES)]
     wanted_BMN = (
         factors_BMN
         if factors_BMN.dtype == dtype
         else factors_BMN.new_empty(factors_BMN.shape, dtype=dtype)
     )
-    odd = gram.products_with_x(rows, columns, len(polynomials)) % 2
+    odd = gram_form.products_with_x(rows, columns, len(polynomials)) % 2
     for start in range(0, count, chunk):
         now = min(chunk, count - start)
         work = [wanted_BMN[start : start + now], y_BMN[:now]]
         x_BMN, other_BMN = reversed(work) if odd else work
         torch._foreach_copy_(list(x_BMN.unbind()), matrices[start : start + now])
         _scale(x_BMN)
-        gram.gram_form(x_BMN, other_BMN, [square[:now] for square in squares_BMM], polynomials)
+        gram_form.gram_form(x_BMN, other_BMN, [square[:now] for square in squares_BMM], polynomials)
     if wanted_BMN is not factors_BMN:
         factors_BMN.copy_(wanted_BMN)
 
 
 def _write_on_cuda(
-    matrices: list[Tensor], factors_BMN: Tensor, polynomials: gram.Coefficients, backend: Choice
+    matrices: list[Tensor], factors_BMN: Tensor, polynomials: Coefficients, backend: Choice
 ) -> None:
     count, rows, columns = factors_BMN.shape
     device, dtype = factors_BMN.device, product_dtype(factors_BMN.device, factors_BMN.dtype)
