@@ -1,11 +1,11 @@
 # ruff: noqa: N803, N806 - tensor names end in their shape
 """Inverses of symmetric positive semi-definite matrices, batched, without host synchronisation.
 
-Three ways, named after what they do: :func:`damped_solve` (Cholesky), :func:`newton_pinv`
-(Soderstrom and Stewart 1974) and :func:`chebyshev_pinv`. The iterations stop for each matrix of a
+Two iterations, :func:`newton_pinv` (Soderstrom and Stewart 1974) and :func:`chebyshev_pinv`, and
+the power method; Cholesky has a module of its own. The iterations stop for each matrix of a
 batch by its own rule; a matrix that has stopped is carried along unchanged.
 
-Shape suffixes: B matrices, N their size, M rows of what is solved for.
+Shape suffixes: B matrices, N their size, M rows.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ CHEBYSHEV_TOLERANCE = 1e-6
 def largest_eigenvalue(c_BNN: Tensor, steps: int) -> Tensor:
     """Return each symmetric matrix's largest eigenvalue (B,), by at most ``steps`` products."""
     batch, size = c_BNN.shape[0], c_BNN.shape[-1]
-    # A fixed start makes two runs agree to the bit; drawn at random, it is orthogonal to nothing.
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(size, 1, generator=generator, dtype=torch.float64)
-    v_BN1 = _unit(start.to(c_BNN).expand(batch, size, 1))
+    # Irregular enough to be orthogonal to nothing, the same in every run, and made on the device:
+    # a copy from the host would wait for it.
+    start_N = torch.arange(1, size + 1, dtype=torch.float64, device=c_BNN.device).sqrt().mul(97)
+    v_BN1 = _unit(start_N.sin_().to(c_BNN.dtype)[:, None].expand(batch, size, 1))
     moving_B11 = torch.ones(batch, 1, 1, dtype=torch.bool, device=c_BNN.device)
     for _ in range(steps):
         next_BN1 = _unit(torch.bmm(c_BNN, v_BN1))
@@ -45,21 +45,6 @@ def largest_singular_value(o_BMN: Tensor, steps: int) -> Tensor:
     """Return the largest singular value (B,) of each matrix, by the power method on its square."""
     short_BMN = o_BMN if o_BMN.shape[-2] <= o_BMN.shape[-1] else o_BMN.mT
     return largest_eigenvalue(torch.bmm(short_BMN, short_BMN.mT), steps).clamp_min(0).sqrt()
-
-
-def damped_solve(m_BMN: Tensor, c_BNN: Tensor, add: float) -> Tensor:
-    """Return M (C + add I)^-1.
-
-    ``add`` is raised to one rounding error of the trace where it is smaller, so that the
-    factorisation of a singular C does not break down. n^3/3 + 2 m n^2 FLOPs per matrix.
-    """
-    trace_B1 = c_BNN.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-    added_B1 = (torch.finfo(c_BNN.dtype).eps * trace_B1).clamp_min(add)
-    damped_BNN = c_BNN.clone()
-    damped_BNN.diagonal(dim1=-2, dim2=-1).add_(added_B1)
-    # cholesky_ex does not look at its result, so the host does not wait for the device.
-    factor_BNN, _ = torch.linalg.cholesky_ex(damped_BNN)
-    return torch.cholesky_solve(m_BMN.mT, factor_BNN).mT
 
 
 def newton_pinv(c_BNN: Tensor, rcond: float, steps: int) -> Tensor:

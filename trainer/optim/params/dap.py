@@ -17,6 +17,7 @@ class DapParams(OptimizerParams):
     """
 
     NAMES: ClassVar[tuple[str, ...]] = ("dap-ns-nadam",)
+    KERNELS: ClassVar[tuple[str, ...]] = ("dap-ns-nadam",)
 
     dap_beta1: float = 0.95
     """Decay of the average of the gradient; in [0, 1). 0 takes ``momentum`` instead."""
@@ -81,6 +82,7 @@ class DapAcceleratedParams(DapParams):
     """DAP with the Chebyshev-scaled inverse."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("dap-ns-nadam-accel",)
+    KERNELS: ClassVar[tuple[str, ...]] = ("dap-ns-nadam-accel",)
 
     accelerated: bool | float = True
     """As in :class:`DapParams`; true by default."""

@@ -1,0 +1,57 @@
+"""DAP's momentum: NAdam's first moment, or a heavy ball."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.optim.averages import State, kept
+from trainer.optim.params import DapParams
+
+
+def advance_momentum(
+    state: State, weights: list[Tensor], out: list[Tensor], params: DapParams
+) -> None:
+    """Advance the momentum of weights with a gradient and write what a step is made of to ``out``.
+
+    Args:
+        state: holds each weight's ``step``, counted from 1; the momentum is kept here.
+        weights: they may have made different numbers of steps.
+        out: of the weights' shapes; may have a wider type.
+        params: decay, and whether it looks ahead.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if params.dap_beta1:
+        _advance_average(state, weights, gradients, out, params)
+    elif params.momentum:
+        buffers = kept(state, "momentum_buffer", weights, weights, from_zero=True)
+        torch._foreach_mul_(buffers, params.momentum)
+        torch._foreach_add_(buffers, gradients)
+        torch._foreach_copy_(out, buffers)
+        if params.nesterov:
+            torch._foreach_mul_(out, params.momentum)
+            torch._foreach_add_(out, gradients)
+    else:
+        torch._foreach_copy_(out, gradients)
+
+
+def _advance_average(
+    state: State,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    out: list[Tensor],
+    params: DapParams,
+) -> None:
+    beta = params.dap_beta1
+    averages = kept(state, "exp_avg", weights, weights, from_zero=True)
+    torch._foreach_lerp_(averages, gradients, 1 - beta)
+    torch._foreach_copy_(out, averages)
+    steps = [state[weight]["step"] for weight in weights]
+    if not params.nesterov:
+        torch._foreach_mul_(out, [1 / (1 - beta**step) for step in steps])
+        return
+    torch._foreach_mul_(out, [beta / (1 - beta ** (step + 1)) for step in steps])
+    for step in sorted(set(steps)):
+        mine = [i for i, each in enumerate(steps) if each == step]
+        now = (1 - beta) / (1 - beta**step)
+        torch._foreach_add_([out[i] for i in mine], [gradients[i] for i in mine], alpha=now)
