@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.kernels import AdamWScalars, adamw_step, choose_backend
+from trainer.kernels import AdamWScalars, choose_backend
 from trainer.kernels.operands import Slot
 from trainer.optim import inverse
 from trainer.optim.averages import kept
@@ -44,6 +44,7 @@ from trainer.optim.curvature import (
     outputs_of,
     restore_moments,
 )
+from trainer.optim.fused import fused_adamw, laid_out_alike
 from trainer.optim.groups import split_parameters
 from trainer.optim.moments import InputMoments
 from trainer.optim.momentum import advance_momentum
@@ -61,6 +62,8 @@ class Dap(torch.optim.Optimizer):
 
     State per fp32 weight of a matrix: 8 bytes, and with ema_beta 4 in^2 per distinct input.
     """
+
+    _clip_factor: Tensor | None = None
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], moments: InputMoments, params: DapParams
@@ -95,16 +98,17 @@ class Dap(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        clip_factor, self._clip_factor = self._clip_factor, None
         matrices: list[Tensor] = []
         for group in self.param_groups:
             for weights in self._by_step(group["params"], advance=True).values():
                 if group["preconditioned"]:
                     matrices += weights
                 else:
-                    self._step_rest(group, weights)
+                    self._step_rest(group, weights, clip_factor)
         if matrices:
             with full_precision(matrices[0].device):
-                self._step_matrices(matrices)
+                self._step_matrices(matrices, clip_factor)
         self.forget_inputs()
         return loss
 
@@ -120,18 +124,20 @@ class Dap(torch.optim.Optimizer):
         states = [state_dict["state"].get(number, {}) for number in saved]
         restore_moments(self.state, list(weights), states)
 
-    def _step_matrices(self, matrices: list[Tensor]) -> None:
+    def _step_matrices(self, matrices: list[Tensor], clip_factor: Tensor | None) -> None:
         began = self._now(matrices)
         if self._params.disable_preconditioning:
             batches = []
             updates = {weight: torch.empty_like(weight) for weight in matrices}
-            advance_momentum(self.state, matrices, list(updates.values()), self._params)
+            advance_momentum(
+                self.state, matrices, list(updates.values()), self._params, clip_factor
+            )
         else:
             batches = distinct_moments(matrices, self._moments, self.state, self._params)
             updates = {}
         gathered = self._now(matrices)
         for batch in batches:
-            updates.update(self._preconditioned(batch))
+            updates.update(self._preconditioned(batch, clip_factor))
         solved = self._now(matrices)
         for group in self.param_groups:
             if group["preconditioned"]:
@@ -144,7 +150,9 @@ class Dap(torch.optim.Optimizer):
             distinct = sum(len(batch.sharing) for batch in batches)
             _log.info("dap: %d matrices, %d second moments: %s", len(matrices), distinct, spent)
 
-    def _preconditioned(self, batch: MomentBatch) -> Iterator[tuple[Tensor, Tensor]]:
+    def _preconditioned(
+        self, batch: MomentBatch, clip_factor: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Advance the momentum; return each weight with N C^-1."""
         solved = inverted(batch.c_KNN, self._params)
         first = 0
@@ -154,17 +162,20 @@ class Dap(torch.optim.Optimizer):
             first = which.stop
             m_BRN = batch.c_KNN.new_empty(len(members), outputs, batch.c_KNN.shape[-1])
             weights = list(chain.from_iterable(members))
-            advance_momentum(self.state, weights, _parts(m_BRN, members), self._params)
+            parts = _parts(m_BRN, members)
+            advance_momentum(self.state, weights, parts, self._params, clip_factor)
             yield from zip(weights, _parts(solved(m_BRN, which), members), strict=True)
 
     def _update(self, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor]) -> None:
         """Decay weights that have made equally many steps, and move them by what U becomes."""
         p, lr = self._params, group["lr"]
-        updates = [u.to(weight.dtype) for u, weight in zip(updates, weights, strict=True)]
+        updates = list(map(laid_out_alike, updates, weights))
         if p.dap_beta2 and not (p.update_opnorm or p.update_norm):
             # AdamW that has U for its gradient and averages only the squares.
             squares = self._state(weights, "exp_avg_sq")
-            self._adamw(group, weights, updates, updates, squares, (0.0, p.dap_beta2), p.dap_eps)
+            slots = list(map(Slot, weights, updates, updates, squares))
+            scalars = self._scalars(group, weights[0], (0.0, p.dap_beta2), p.dap_eps)
+            fused_adamw(slots, scalars, self._backend)
             return
         if p.dap_beta2:
             torch._foreach_div_(updates, self._roots(weights, updates))
@@ -200,45 +211,21 @@ class Dap(torch.optim.Optimizer):
             found.update(zip(indices, norm_B.unbind(), strict=True))
         return [found[index] for index in range(len(updates))]
 
-    def _step_rest(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        means, squares = self._state(weights, "exp_avg"), self._state(weights, "exp_avg_sq")
-        p = self._params
-        self._adamw(group, weights, gradients, means, squares, p.betas, p.eps)
-
-    def _adamw(
-        self,
-        group: dict[str, Any],
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        means: list[Tensor],
-        squares: list[Tensor],
-        betas: tuple[float, float],
-        eps: float,
+    def _step_rest(
+        self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
     ) -> None:
-        """Step weights that have made equally many steps, in as few passes as the device can."""
-        step, lr, weight_decay = self.state[weights[0]]["step"], group["lr"], group["weight_decay"]
-        if self._backend == "triton" or weights[0].device.type != "cpu":
-            slots = list(map(Slot, weights, gradients, means, squares))
-            scalars = AdamWScalars(lr, *betas, eps, weight_decay, step)
-            adamw_step(slots, scalars, self._backend)
-            return
-        # One pass where foreach makes eight: 2.6 times as fast at gpt-tiny's shapes.
-        torch._fused_adamw_(
-            weights,
-            gradients,
-            means,
-            squares,
-            [],
-            [torch.tensor(float(step))] * len(weights),
-            lr=lr,
-            beta1=betas[0],
-            beta2=betas[1],
-            weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        gradients = list(map(laid_out_alike, gradients, weights))
+        means, squares = self._state(weights, "exp_avg"), self._state(weights, "exp_avg_sq")
+        slots = list(map(Slot, weights, gradients, means, squares))
+        scalars = self._scalars(group, weights[0], self._params.betas, self._params.eps)
+        fused_adamw(slots, scalars, self._backend, clip_factor)
+
+    def _scalars(
+        self, group: dict[str, Any], weight: Tensor, betas: tuple[float, float], eps: float
+    ) -> AdamWScalars:
+        step: int = self.state[weight]["step"]
+        return AdamWScalars(group["lr"], *betas, eps, group["weight_decay"], step)
 
     def _by_step(
         self, weights: Sequence[Tensor], *, advance: bool = False

@@ -10,7 +10,11 @@ from trainer.optim.params import DapParams
 
 
 def advance_momentum(
-    state: State, weights: list[Tensor], out: list[Tensor], params: DapParams
+    state: State,
+    weights: list[Tensor],
+    out: list[Tensor],
+    params: DapParams,
+    clip_factor: Tensor | None = None,
 ) -> None:
     """Advance the momentum of weights with a gradient and write what a step is made of to ``out``.
 
@@ -19,8 +23,12 @@ def advance_momentum(
         weights: they may have made different numbers of steps.
         out: of the weights' shapes; may have a wider type.
         params: decay, and whether it looks ahead.
+        clip_factor: scalar that multiplies every gradient; None is 1. The gradients themselves are
+            left alone.
     """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if clip_factor is not None:
+        gradients = list(torch._foreach_mul(gradients, clip_factor))
     if params.dap_beta1:
         _advance_average(state, weights, gradients, out, params)
     elif params.momentum:

@@ -302,3 +302,48 @@ def test_a_step_does_not_write_to_gradients(values: dict[str, Any]) -> None:
     optimizer.step()
     after = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(map(torch.equal, after, before))
+
+
+@pytest.mark.parametrize("values", [{}, {"disable_preconditioning": True}], ids=str)
+def test_weights_and_gradients_of_any_order_in_memory_step_alike(values: dict[str, Any]) -> None:
+    params = optimizer_params({**BASE, **values}, "")
+    model = Gated(4, 5, 2)
+    turned = copy.deepcopy(model)
+    for name in ("up", "value"):
+        weight = getattr(turned, name).weight
+        weight.data = weight.detach().T.contiguous().T
+    x = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    for each in (model, turned):
+        optimizer = build_optimizer(each, params)
+        for _ in range(2):
+            optimizer.zero_grad()
+            each(x, frozenset(), frozenset()).square().mean().backward()
+            if each is turned:
+                for name in ("gate", "key"):
+                    weight = getattr(turned, name).weight
+                    weight.grad = weight.grad.T.contiguous().T
+                turned.norm.weight.grad = turned.norm.weight.grad.repeat_interleave(2)[::2]
+            optimizer.step()
+    for ours, expected in zip(turned.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("values", [{}, {"dap_beta1": 0.0, "momentum": 0.5}], ids=str)
+def test_a_clip_factor_is_worth_smaller_gradients_in_one_step(values: dict[str, Any]) -> None:
+    params = optimizer_params({**BASE, **values, "dap_beta2": 0.0}, "")
+    clipped = Gated(4, 5, 2)
+    scaled = copy.deepcopy(clipped)
+    x = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    for model in (clipped, scaled):
+        optimizer: Any = build_optimizer(model, params)
+        for factor in (0.25, 1.0):
+            optimizer.zero_grad()
+            model(x, frozenset(), frozenset()).square().mean().backward()
+            if model is scaled:
+                for parameter in model.parameters():
+                    parameter.grad *= factor
+            elif factor != 1:
+                optimizer._clip_factor = torch.tensor(factor)
+            optimizer.step()
+    for ours, expected in zip(clipped.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
