@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.config import GPTConfig
+from trainer.model import GPT
+from trainer.optim import build_optimizer, optimizer_params
+from trainer.optim.cholesky import DampedInverse, Way
+from trainer.optim.gram import gram, symmetric
+from trainer.optim.precision import full_precision
+
+BASE: dict[str, Any] = {"name": "dap-ns-nadam", "lr": 0.01, "weight_decay": 0.1}
+ITERATED = {"rcond": 0.05, "damping": 0.3}
+CASES: list[dict[str, Any]] = [
+    {},
+    {"dap_beta2": 0.0, "dap_beta1": 0.0, "momentum": 0.5},
+    {"backend": "triton", "ema_beta": 0.5},
+    {"backend": "triton", "dap_beta2": 0.9, "dap_eps": 1.0},
+    {"backend": "torch", "xtx_subsample": 0.5, "mb_subsampling": False},
+    {"xtx_subsample": 0.5},
+    {"disable_preconditioning": True},
+    {"scalar": True},
+    {"update_norm": True},
+    {"update_opnorm": True},
+    {"accelerated": False, **ITERATED},
+    {"accelerated": True, **ITERATED},
+    {"accelerated": 0.05, "gptopt_compat": True, **ITERATED},
+]
+
+
+def model() -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(n_embd=128, n_layer=2, n_head=4, vocab_size=64), 32)
+
+
+def batch(seed: int, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 64, (8, 32), generator=generator).to(device)
+
+
+def train(forward: Any, optimizer: torch.optim.Optimizer, batches: list[torch.Tensor]) -> None:
+    optimizer.zero_grad()
+    for tokens in batches:
+        forward(tokens, tokens).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("values", CASES, ids=str)
+def test_a_gpu_steps_as_a_cpu_does(cuda: torch.device, values: dict[str, Any]) -> None:
+    # Divided by its own root, a direction that rounding decides would be as large as any.
+    given = {**BASE, "accelerated": 0.05, "dap_beta2": 0.0, **values}
+    here, there = model(), model().to(cuda)
+    cpu_backend = {**given, "backend": "auto"}
+    ours = build_optimizer(here, optimizer_params(cpu_backend, ""))
+    theirs = build_optimizer(there, optimizer_params(given, ""))
+    start = copy.deepcopy(here.state_dict())
+    torch.set_float32_matmul_precision("highest")
+    for step in range(3):
+        seeds = (2 * step, 2 * step + 1)
+        train(here, ours, [batch(seed, torch.device("cpu")) for seed in seeds])
+        train(there, theirs, [batch(seed, cuda) for seed in seeds])
+    for (name, expected), weight in zip(here.named_parameters(), there.parameters(), strict=True):
+        moved = (expected - start[name]).norm()
+        assert (weight.cpu() - expected).norm() < 1e-2 * moved + 1e-6, name
+
+
+@pytest.mark.parametrize("values", CASES, ids=str)
+def test_neither_hooks_nor_step_make_the_host_wait(
+    cuda: torch.device,
+    no_sync: Callable[[], AbstractContextManager[None]],
+    values: dict[str, Any],
+) -> None:
+    net = model().to(cuda)
+    optimizer = build_optimizer(net, optimizer_params({**BASE, **values}, ""))
+    batches = [batch(seed, cuda) for seed in (0, 1)]
+    train(net, optimizer, batches)
+    with no_sync():
+        for _ in range(2):
+            train(net, optimizer, batches)
+
+
+def test_a_compiled_model_shares_its_sums_and_is_compiled_once(cuda: torch.device) -> None:
+    eager, net = model().to(cuda), model().to(cuda)
+    params = optimizer_params({**BASE, "accelerated": 0.05, "dap_beta2": 0.0}, "")
+    reference = build_optimizer(eager, params)
+    optimizer: Any = build_optimizer(net, params)
+    compiled = torch.compile(net)
+    torch.set_float32_matmul_precision("highest")
+    for step in range(2):
+        train(eager, reference, [batch(step, cuda)])
+        train(compiled, optimizer, [batch(step, cuda)])
+    compiled(batch(5, cuda), batch(5, cuda)).backward()
+    for block in net.blocks:
+        fc, gate = (optimizer._moments.of(w.weight) for w in (block.mlp.c_fc, block.mlp.c_gate))
+        assert fc is gate
+    optimizer.step()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(compiled, optimizer, [batch(6, cuda)])
+    reference.zero_grad()
+    for seed in (5, 6):
+        train(eager, reference, [batch(seed, cuda)])
+    for ours, expected in zip(net.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("way", ["solve", "blocks"])
+@pytest.mark.parametrize(("size", "outputs"), [(300, 64), (768, 2304), (2048, 768)])
+def test_cholesky_keeps_fp32s_digits_where_tf32_is_allowed(
+    cuda: torch.device, way: Way, size: int, outputs: int
+) -> None:
+    generator = torch.Generator(cuda).manual_seed(0)
+    x = torch.randn(3, 2 * size, size, generator=generator, device=cuda, dtype=torch.float64)
+    x = x * torch.logspace(-2, 0, size, device=cuda, dtype=torch.float64)
+    c = x.mT @ x / (2 * size)
+    m = torch.randn(3, outputs, size, generator=generator, device=cuda, dtype=torch.float64)
+    damped = c + 1e-3 * torch.eye(size, device=cuda, dtype=torch.float64)
+    exact = torch.linalg.solve(damped, m.mT).mT
+    torch.set_float32_matmul_precision("high")
+    with full_precision(cuda):
+        ours = DampedInverse(c.float(), 1e-3, way).applied(m.float())
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
+    assert (ours - exact).norm() < 2e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_summed_in_fp32_and_never_widened(
+    cuda: torch.device, dtype: torch.dtype
+) -> None:
+    x = torch.randn(1 << 16, 256, device=cuda).to(dtype)
+    torch.cuda.synchronize()
+    gram(x)  # workspaces
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ours = gram(x)
+    assert torch.cuda.max_memory_allocated() - before < x.numel() * 4
+    assert ours.dtype == torch.float32
+    exact = x.double().mT @ x.double()
+    difference = (symmetric(ours[None])[0] - exact).abs().max()
+    assert difference < 1e-5 * exact.abs().max()
