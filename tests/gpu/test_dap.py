@@ -30,7 +30,7 @@ CASES: list[dict[str, Any]] = [
     {"update_opnorm": True},
     {"accelerated": False, **ITERATED},
     {"accelerated": True, **ITERATED},
-    {"accelerated": 0.05, "gptopt_compat": True, **ITERATED},
+    {"accelerated": 1e-8, "gptopt_compat": True, **ITERATED},
 ]
 
 

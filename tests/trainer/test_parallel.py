@@ -29,6 +29,7 @@ OPTIMIZERS: dict[str, Mapping] = {
     "muon": {"name": "muon", "lr": 0.01},
     "scion": {"name": "scion", "lr": 0.01},
     "dap": {"name": "dap-ns-nadam", "lr": 0.01},
+    "dap-average": {"name": "dap-ns-nadam", "lr": 0.01, "ema_beta": 0.5},
     "dap-rows": {
         "name": "dap-ns-nadam",
         "lr": 0.01,

@@ -40,7 +40,8 @@ class DapParams(OptimizerParams):
     gptopt_compat: bool = False
     """With a number in ``accelerated``: GPT-opt's Chebyshev-scaled iteration instead of Cholesky.
     The two agree to 1e-6 while the largest eigenvalue is at most accelerated / rcond; above, the
-    iteration stops early and amplifies the smallest eigenvalues' directions less."""
+    iteration stops early and amplifies the smallest eigenvalues' directions less. Where it is less
+    than five times accelerated, as in very narrow models, the iteration diverges."""
     ns_pinv_steps: int = 50
     """Most steps of the inverse iteration, and of the power method before it; at least 1."""
     rcond: float = 1e-3
