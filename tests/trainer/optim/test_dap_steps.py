@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -347,3 +350,16 @@ def test_a_clip_factor_is_worth_smaller_gradients_in_one_step(values: dict[str, 
             optimizer.step()
     for ours, expected in zip(clipped.parameters(), scaled.parameters(), strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+def test_the_kernel_takes_the_same_steps_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton", reason="the extra optsweep[triton] is not installed")
+    tests = str(Path(__file__).with_name("interpreted_dap.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+    root = str(Path(__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": root, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        command, cwd=root, env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
