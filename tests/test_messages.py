@@ -7,7 +7,10 @@ import os
 import pytest
 
 LR = "optimizer.optimizer_params.lr"
-ADAMW_KEYS = "backend, betas, eps, lr, lr_schedule, name, warm_up_fraction, weight_decay"
+ADAMW_KEYS = (
+    "backend, betas, eps, groups, lr, lr_schedule, mup_base_n_embd, name, warm_up_fraction, "
+    "weight_decay"
+)
 
 CASES = {
     "unknown key": (

@@ -92,9 +92,13 @@ class Dap(torch.optim.Optimizer):
                     self._step_matrices(group, weights, step)
                 else:
                     self._step_rest(group, weights, step)
+        self.forget_inputs()
+        return loss
+
+    def forget_inputs(self) -> None:
+        """Drop the inputs seen since the last step, as where their own step is skipped."""
         for moment in self._moments.values():
             moment.reset()
-        return loss
 
     def _step_matrices(self, group: dict[str, Any], weights: list[Tensor], step: int) -> None:
         """Update matrices of one shape that have made equally many steps."""
@@ -215,7 +219,7 @@ class Dap(torch.optim.Optimizer):
 
 def build_dap(model: nn.Module, params: DapParams) -> Dap:
     """Build DAP; the model's linear layers get hooks that look at their inputs in training mode."""
-    split = split_parameters(model, of_linear_layers=True)
+    split = split_parameters(model, params)
     moments: dict[Tensor, InputMoment] = {}
     if not params.disable_preconditioning:
         wanted = set(split.matrices.values())
