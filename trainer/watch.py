@@ -33,7 +33,7 @@ class Watch:
     def __init__(self, params: TrainingParams, total_steps: int, *, reads_are_free: bool) -> None:
         self._params, self._total = params, total_steps
         self._reads_now = reads_are_free or params.non_finite == "skip"
-        self._unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._unread: list[tuple[int, torch.Tensor]] = []
         self._fault: str | None = None
         self.skipped = 0
         """Steps not taken since step 0."""
@@ -42,7 +42,8 @@ class Watch:
 
     def lets_pass(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> bool:
         """Note the numbers of a step, the first being 1, and return whether it may be taken."""
-        self._unread.append((step, loss, norm))
+        # Stacked, it is a copy: an optimizer may keep its norm in one place from step to step.
+        self._unread.append((step, torch.stack((loss.float(), norm.float()))))
         if not self._reads_now:
             if len(self._unread) >= UNREAD:
                 self.fault()
@@ -79,10 +80,9 @@ class Watch:
         """Read what was noted and say what the first non-finite number is, and where."""
         if not self._unread:
             return None
-        steps, losses, norms = zip(*self._unread, strict=True)
+        steps, numbers = zip(*self._unread, strict=True)
         self._unread.clear()
-        read = torch.stack([number.float() for number in (*losses, *norms)]).tolist()
-        for step, loss, norm in zip(steps, read, read[len(steps) :], strict=False):
+        for step, (loss, norm) in zip(steps, torch.stack(numbers).tolist(), strict=True):
             if not math.isfinite(loss) or not math.isfinite(norm):
                 what = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
                 return f"{what} at step {step} of {self._total}"
