@@ -6,6 +6,7 @@ GPT-opt's); the dataclasses have defaults for use from Python.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -200,6 +201,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
+        runs = self.device != "cpu" or os.environ.get("TRITON_INTERPRET", "0") == "1"
+        require(
+            runs or self.optimizer.backend != "triton",
+            "optimizer.optimizer_params.backend",
+            self.optimizer.backend,
+            "auto or torch where device is cpu: Triton needs a CUDA device",
+        )
         wanted = self.logging.val_tokens_processed
         require(
             wanted in {None, self.training.val_tokens_processed},

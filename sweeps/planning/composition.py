@@ -195,11 +195,12 @@ def hydra_of(whole: Any) -> DictConfig:
 def apply_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return a copy of ``base`` with value overrides applied by Hydra's own function."""
     config = copy.deepcopy(base)
-    for text in overrides:
+    for i, text in enumerate(overrides):
         try:
             ConfigLoaderImpl._apply_overrides_to_config([parse(text)], config)
         except (HydraException, OmegaConfBaseException) as error:
-            raise _explained_value(text, config, error) from error
+            before = apply_values(base, overrides[:i])
+            raise _explained_value(text, before, error) from error
         except (AssertionError, KeyError, TypeError, ValueError) as error:  # e.g. list.key=1
             raise UserError(f"{text} can't be set: {error or type(error).__name__}") from error
     return config

@@ -221,9 +221,9 @@ def test_a_checkpoint_of_other_groups_is_refused(
     with pytest.raises(UserError) as error:
         trained(change(tiny, **{f"{OPTIMIZER}groups": rules}), tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}/checkpoints holds checkpoints with blocks.0.ln_1.weight in group 0, lr 0.01, "
-        "weight decay 0; must be group 1, lr 0.01, weight decay 0, as configured; train in another "
-        "directory"
+        f"{tmp_path}/checkpoints holds checkpoints with embed_tokens.weight in group 0, lr 0.01, "
+        "weight decay 0; must be group 0, lr 0.003, weight decay 0.1, as configured; train in "
+        "another directory"
     )
     change(tiny, **{f"{OPTIMIZER}groups": [], f"{OPTIMIZER}lr": 0.02})
     with pytest.raises(UserError, match=r"lr 0\.01, weight decay 0; must be group 0, lr 0\.02"):
@@ -239,6 +239,21 @@ def test_a_group_that_does_not_fit_the_model_is_refused_by_its_whole_name(
         "optimizer.optimizer_params.groups[0].match = 'wte'; must be part of the name of a "
         "trainable parameter that no earlier group has"
     )
+
+
+def test_triton_where_there_is_no_cuda_is_refused_before_any_step(
+    tiny: Mapping, change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    change(tiny, device="auto", **{f"{OPTIMIZER}backend": "triton"})
+    with pytest.raises(
+        UserError, match=r"^optimizer\.optimizer_params\.backend = 'triton'; must be"
+    ):
+        trained(tiny, tmp_path)
+    assert not curve(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(
