@@ -42,31 +42,33 @@ def names_of(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     return dict(names)
 
 
-def split_parameters(model: nn.Module, params: OptimizerParams) -> Split:
+def split_parameters(model: nn.Module, params: OptimizerParams | None = None) -> Split:
     """Divide the trainable parameters into matrices and the rest.
 
     Args:
         model: names and shapes are taken from here.
-        params: their rules, and whether a matrix must be the weight of a linear layer.
+        params: their rules, and whether a matrix must be the weight of a linear layer. An optimizer
+            passes its own; without them names and shapes decide.
 
     Raises:
         UserError: a rule matches nothing, or makes a matrix of what can't be one.
     """
     linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
-    ruled = ruled_parameters(model, params)
+    needs_inputs = params is not None and params.NEEDS_INPUTS
+    ruled = {} if params is None else ruled_parameters(model, params)
     split = Split({}, {})
     for parameter, names in names_of(model).items():
-        fits = parameter.ndim == 2 and (not params.NEEDS_INPUTS or parameter in linear)
-        rule = ruled.get(parameter)
-        kind = None if rule is None else params.groups[rule].kind
+        fits = parameter.ndim == 2 and (not needs_inputs or parameter in linear)
+        number = ruled.get(parameter)
+        kind = None if params is None or number is None else params.groups[number].kind
         if kind == "matrix" and not fits:
             fault = (
-                f"is of no linear layer, whose inputs {params.name} looks at"
+                "is of no linear layer, whose inputs are looked at"
                 if parameter.ndim == 2
                 else f"has {parameter.ndim} dimensions, a matrix 2"
             )
             must = f"rest or null: {names[0]} {fault}"
-            raise IllegalValue(f"groups[{rule}].kind", kind, must)
+            raise IllegalValue(f"groups[{number}].kind", kind, must)
         embeds = any(word in name for name in names for word in EMBEDDING_WORDS)
         matrix = fits and not embeds if kind is None else kind == "matrix"
         (split.matrices if matrix else split.rest)[names[0]] = parameter

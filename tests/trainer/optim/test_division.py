@@ -127,6 +127,26 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(net: Any, name:
         assert (lr, decay) == (pytest.approx(scale * plain[key][1]), own)
 
 
+def options(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> dict[str, Any]:
+    """Return what a weight's group has beside its members, learning rate and weight decay."""
+    own = {"params", "lr", "initial_lr", "weight_decay"}
+    for group in optimizer.param_groups:
+        if any(each is weight for each in group["params"]):
+            return {key: value for key, value in group.items() if key not in own}
+    raise AssertionError("the weight is in no group")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rule_makes_a_matrix_or_the_rest_of_a_weight(net: Any, name: str) -> None:
+    plain = build_optimizer(net, params(name))
+    matrix, rest = options(plain, net.up.weight), options(plain, net.wte.weight)
+    rules = [{"match": "lm_head", "kind": "matrix"}, {"match": "down", "kind": "rest"}]
+    ruled = build_optimizer(net, params(name, *rules))
+    assert options(ruled, net.lm_head.weight) == matrix
+    assert options(ruled, net.down.weight) == rest
+    assert (matrix != rest) == has(name, (*BATCHED, "normuon"))
+
+
 def test_options_of_the_parts_are_their_own(net: Any) -> None:
     first, second, *_ = build_optimizer(net, params("muon", {"match": "down"})).param_groups
     first["list"] = second["list"] = 1

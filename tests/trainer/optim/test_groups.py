@@ -91,7 +91,7 @@ def test_a_matrix_without_inputs_is_refused_where_they_are_looked_at(net: Any) -
         split_parameters(net, rules)
     assert str(caught.value) == (
         "groups[0].kind = 'matrix'; must be rest or null: wte.weight is of no linear layer, whose "
-        "inputs dap-ns-nadam looks at"
+        "inputs are looked at"
     )
 
 
