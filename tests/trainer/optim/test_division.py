@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -28,6 +28,8 @@ BATCHED = ("muon", "scion", "dap", "soap")
 
 def params(name: str, *rules: dict[str, Any], **values: Any) -> OptimizerParams:
     given = {"name": name, "lr": 0.03, "lr_schedule": "constant", "groups": list(rules), **values}
+    if "truncate_loss" in {field.name for field in fields(REGISTRY[name])}:
+        given["truncate_loss"] = 0.0  # the losses here lie below its default
     return optimizer_params(given, "")
 
 
@@ -63,13 +65,15 @@ def test_a_group_at_learning_rate_0_stays_to_the_bit_and_the_others_move(
         assert torch.equal(weight, before[key]) == stays, key
 
 
+@pytest.mark.parametrize("group", ["down", "wte"])
 @pytest.mark.parametrize("name", NAMES)
-def test_weight_decay_acts_on_its_group_alone(net: Any, name: str) -> None:
+def test_weight_decay_acts_on_its_group_alone(net: Any, name: str, group: str) -> None:
     twin = copy.deepcopy(net)
-    plain = trained(net, params(name), steps=1)
-    decayed = trained(twin, params(name, {"match": "down|wte", "weight_decay": 0.4}), steps=1)
+    steps = 2 if (name, group) == ("soap", "down") else 1  # its first finds the matrices' bases
+    plain = trained(net, params(name), steps)
+    decayed = trained(twin, params(name, {"match": group, "weight_decay": 0.4}), steps)
     for key, weight in decayed.items():
-        if key.startswith(("down.", "wte.")):
+        if key.startswith(group):
             assert not torch.equal(weight, plain[key]), key
         elif not has(name, JOINT):
             assert torch.equal(weight, plain[key]), key
