@@ -52,9 +52,9 @@ _SPECTRAL = (0, 0)
 
 WIDTH_POWERS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("adam", "adamw", "nadam", "nadamw", "momo-adam", "momo-adam-star"), _ADAM),
-    **dict.fromkeys(("sign-gd", "lion"), _ADAM),
+    **dict.fromkeys(("ademamix", "mars", "schedule-free-adamw", "sign-gd", "lion"), _ADAM),
     **dict.fromkeys(("sgd", "sgd-m", "sgd-nesterov", "momo", "momo-star"), _SGD),
-    **dict.fromkeys(("muon", "scion"), _SPECTRAL),
+    **dict.fromkeys(("muon", "scion", "muon-momo"), _SPECTRAL),
 }
 """The powers of base / width that matrices' and everything else's learning rate is multiplied by
 under muP (Tensor Programs V, arXiv 2203.03466, Table 8, whose output weights have the multiplier
