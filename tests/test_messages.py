@@ -6,8 +6,12 @@ import os
 
 import pytest
 
-LR = "optimizer.optimizer_params.lr"
-ADAMW_KEYS = "backend, betas, eps, lr, lr_schedule, name, warm_up_fraction, weight_decay"
+PARAMS = "optimizer.optimizer_params"
+LR = f"{PARAMS}.lr"
+ADAMW_KEYS = (
+    "backend, betas, eps, groups, lr, lr_schedule, mup_base_n_embd, name, warm_up_fraction, "
+    "weight_decay"
+)
 
 CASES = {
     "unknown key": (
@@ -32,6 +36,55 @@ CASES = {
         ),
     ),
     "wrong type": ([f"{LR}=fast"], f"{LR} = 'fast'; must be a number"),
+    "contradictory keys": (
+        ["optimizer=muon", f"{PARAMS}.muon_lr=0.1", f"{PARAMS}.muon_lr_ratio=2"],
+        f"{PARAMS}.muon_lr = 0.1; must be null where muon_lr_ratio is given",
+    ),
+    "decay of an average that is no average": (
+        [f"{PARAMS}.betas=[0.9,1]"],
+        f"{PARAMS}.betas = [0.9, 1.0]; must be in [0, 1)",
+    ),
+    "key of a group that does not exist": (
+        [f"{PARAMS}.groups=[{{match: embed, lr_scal: 2}}]"],
+        (
+            f"unknown key lr_scal in {PARAMS}.groups[0]; must be one of: kind, lr_scale, match, "
+            "weight_decay; did you mean lr_scale?"
+        ),
+    ),
+    "group without a regular expression": (
+        [f'{PARAMS}.groups=[{{match: "emb(ed"}}]'],
+        (
+            f"{PARAMS}.groups[0].match = 'emb(ed'; must be a regular expression: missing ), "
+            "unterminated subpattern at position 3"
+        ),
+    ),
+    "item of a list that does not exist": (
+        [f"{PARAMS}.groups=[{{match: embed}}]", f"{PARAMS}.groups.1.lr_scale=2"],
+        (f"{PARAMS}.groups.1.lr_scale=2: {PARAMS}.groups is a list of 1; it has no item 1"),
+    ),
+    "key that an item of a list lacks": (
+        [f"{PARAMS}.groups=[{{match: embed}}]", f"{PARAMS}.groups.0.lr_scale=2"],
+        f"unknown key lr_scale in {PARAMS}.groups.0; must be one of: match",
+    ),
+    "width that no rule is known for": (
+        ["optimizer=dap-ns-nadam", f"{PARAMS}.mup_base_n_embd=64"],
+        f"{PARAMS}.mup_base_n_embd = 64; must be null: for dap-ns-nadam no rule is known",
+    ),
+    "Triton without a kernel": (
+        ["optimizer=sgd", f"{PARAMS}.backend=triton"],
+        f"{PARAMS}.backend = 'triton'; must be auto or torch: sgd has no Triton kernel",
+    ),
+    "Triton on a CPU": (
+        [f"{PARAMS}.backend=triton", "device=cpu"],
+        (
+            f"{PARAMS}.backend = 'triton'; must be auto or torch where device is cpu: Triton needs "
+            "a CUDA device"
+        ),
+    ),
+    "no such way with what is not finite": (
+        ["training.training_params.non_finite=ignore"],
+        "training.training_params.non_finite = 'ignore'; must be one of diverge, skip",
+    ),
     "negative lr": ([f"{LR}=-1"], f"{LR} = -1.0; must be a finite number, at least 0"),
     "key below a value": (
         [f"{LR}.x=1"],

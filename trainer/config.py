@@ -6,6 +6,7 @@ GPT-opt's); the dataclasses have defaults for use from Python.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -116,6 +117,12 @@ class TrainingParams:
     """torch.compile the model on CUDA."""
     max_steps: int | None = None
     """Optimizer steps to train, however many passes that is; null trains num_epochs passes."""
+    non_finite: Literal["diverge", "skip"] = "diverge"
+    """What a loss or gradient that is not finite does: end the run as diverged, or leave weights
+    and optimizer state as they are and go on with the next step. On CUDA skip waits for the
+    device in every step."""
+    max_skipped_steps: int = 100
+    """Steps in a row that may be skipped; one more ends the run as diverged."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -124,6 +131,7 @@ class TrainingParams:
             "batch_size",
             "num_epochs",
             "context_length",
+            "max_skipped_steps",
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.gradnorm >= 0, "gradnorm", self.gradnorm, "at least 0 (0 does not clip)")
@@ -193,6 +201,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
+        runs = self.device != "cpu" or os.environ.get("TRITON_INTERPRET", "0") == "1"
+        require(
+            runs or self.optimizer.backend != "triton",
+            "optimizer.optimizer_params.backend",
+            self.optimizer.backend,
+            "auto or torch where device is cpu: Triton needs a CUDA device",
+        )
         wanted = self.logging.val_tokens_processed
         require(
             wanted in {None, self.training.val_tokens_processed},

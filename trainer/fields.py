@@ -84,6 +84,10 @@ def _convert(value: object, hint: Any, name: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else from_mapping(hint, value, name)
+    if origin is tuple and arguments[1:] == (...,):
+        require(isinstance(value, (list, tuple)), name, value, "a list")
+        members = typing.cast("list[object]", value)
+        return tuple(_convert(v, arguments[0], f"{name}[{i}]") for i, v in enumerate(members))
     if origin is tuple:
         require(
             isinstance(value, (list, tuple)) and len(value) == len(arguments),

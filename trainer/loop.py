@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,12 +51,12 @@ def _train(config: TrainConfig, run: Run, training: Training) -> None:
         update = training.step(step)
         step += 1
         pace.count()
-        looks = due.log(step) or training.reads_are_free
-        diverged = looks and not math.isfinite(update.loss.item())
-        if diverged or due.log(step):
-            _report(run, update, step, total, pace)
-        if diverged:
-            raise Diverged(f"loss is {update.loss.item()} at step {step} of {total}")
+        looks = due.log(step) or due.validate(step) or training.reads_are_free
+        fault = training.watch.fault() if looks else None
+        if fault or due.log(step):
+            _report(run, training, update, step, pace)
+        if fault:
+            raise Diverged(fault)
         if due.validate(step):
             with pace.paused():
                 _validate(training, run, step)
@@ -84,13 +83,14 @@ def _introduce(config: TrainConfig, training: Training, step: int, threads: int)
     )
 
 
-def _report(run: Run, update: Update, step: int, total: int, pace: _Pace) -> None:
+def _report(run: Run, training: Training, update: Update, step: int, pace: _Pace) -> None:
     loss, norm = update.loss.item(), update.grad_norm.item()
-    speed = pace.take()
+    figures = pace.take() | training.watch.figures()
+    speed = figures["tokens_per_second"]
     tokens = step * pace.tokens_per_step
-    run.log("train", step, loss=loss, lr=update.lr, grad_norm=norm, tokens=tokens, **speed)
-    run.progress(step, total, loss=loss, tokens_per_second=speed["tokens_per_second"])
-    log.info("step %d: loss %.4f, %.0f tokens/s", step, loss, speed["tokens_per_second"])
+    run.log("train", step, loss=loss, lr=update.lr, grad_norm=norm, tokens=tokens, **figures)
+    run.progress(step, training.total_steps, loss=loss, tokens_per_second=speed)
+    log.info("step %d: loss %.4f, %.0f tokens/s", step, loss, speed)
 
 
 def _validate(training: Training, run: Run, step: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from rundir import OptsweepError, UserError
+from rundir import Diverged, OptsweepError, UserError
+from rundir.errors import IllegalValue
 from trainer.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch, TrainingOrder, validation_batches
@@ -19,7 +20,10 @@ from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
+from trainer.optim.dap import Dap
+from trainer.optim.division import group_record
 from trainer.parallel import Ranks, accumulating
+from trainer.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ class Update:
     grad_norm: torch.Tensor
     """Global norm of the gradient before clipping."""
     lr: float
-    """Learning rate of the update."""
+    """Learning rate of the update, taken or not."""
 
 
 class Training:
@@ -54,7 +58,8 @@ class Training:
         """Build everything at step 0.
 
         Raises:
-            UserError: the data is too short for the configuration, or a package is missing.
+            UserError: the data is too short for the configuration, the optimizer does not fit the
+                model or this machine, or a package is missing.
         """
         device = ranks.device
         self.config, self.ranks, self.device = config, ranks, device
@@ -69,7 +74,7 @@ class Training:
             corpus.train, params.context_length, config.seed, rank=ranks.rank, world=ranks.size
         )
         self.model = GPT(config.model, params.context_length).to(device)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.optimizer = self._built_optimizer()
         self._averaging = ranks.averaging(self.model)
         self._forward = self._compiled(self.model)
         self._training_forward = (
@@ -78,9 +83,13 @@ class Training:
         self._precision = self._autocast()
         self.reads_are_free = device.type == "cpu"
         """Whether reading a tensor's value waits for nothing."""
+        self.watch = Watch(params, self.total_steps, reads_are_free=self.reads_are_free)
 
     def step(self, step: int) -> Update:
-        """Take the optimizer step that follows ``step`` done ones."""
+        """Take the optimizer step that follows ``step`` done ones, if it may be taken.
+
+        It may not where loss or gradient are known not to be finite; :attr:`watch` says so.
+        """
         params = self.config.training
         lr = self._set_lr(step)
         sequences = params.tokens_processed // params.context_length
@@ -94,8 +103,11 @@ class Training:
             loss += part.detach()
         loss = self.ranks.mean(loss)
         norm = self._clip(params.gradnorm or float("inf"))
-        # A tensor: some steps depend on the loss, and none has to wait for it.
-        self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
+        if self.watch.lets_pass(step + 1, loss, norm):
+            # A tensor: some steps depend on the loss, and none has to wait for it.
+            self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
+        elif isinstance(self.optimizer, Dap):
+            self.optimizer.forget_inputs()
         self.optimizer.zero_grad()
         return Update(loss, norm, lr)
 
@@ -128,8 +140,12 @@ class Training:
         """Write a checkpoint of the state after ``step`` steps; only rank 0 does.
 
         Raises:
+            Diverged: the state is not finite; nothing is written.
             OptsweepError: it can't be written, e.g. the disk is full; the earlier ones are whole.
         """
+        fault = self.ranks.agreed(self.watch.fault() or self._ruin(step))
+        if fault:
+            raise Diverged(fault)
         if self.ranks.rank:
             return
         cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
@@ -138,6 +154,8 @@ class Training:
             "world_size": self.ranks.size,
             "model_config": asdict(self.config.model),
             "optimizer_name": self.config.optimizer.name,
+            "optimizer_groups": group_record(self.optimizer, self.model),
+            "skipped_steps": (self.watch.skipped, self.watch.in_a_row),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
@@ -154,7 +172,7 @@ class Training:
         """Restore the checkpoint that is rank 0's newest whole one and return its step, or 0.
 
         Raises:
-            UserError: it is of another model or optimizer.
+            UserError: it is of another model or optimizer, or of other parameter groups.
         """
         found = newest_checkpoint(directory) if self.ranks.rank == 0 else None
         path: Path | None = self.ranks.told_by(0, found)
@@ -163,11 +181,13 @@ class Training:
         state = read_checkpoint(path)
         _refuse_other(directory, state, "model_config", asdict(self.config.model))
         _refuse_other(directory, state, "optimizer_name", self.config.optimizer.name)
+        self._refuse_other_groups(directory, state.get("optimizer_groups"))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and state["rng"]["cuda"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"][0], self.device)
+        self.watch.skipped, self.watch.in_a_row = state.get("skipped_steps", (0, 0))
         before = state.get("world_size", 1)
         if before != self.ranks.size:
             log.info(
@@ -188,6 +208,43 @@ class Training:
         if isinstance(self.optimizer, FoldsClip):
             return self.optimizer.clip_grad_norm(limit)
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def _built_optimizer(self) -> torch.optim.Optimizer:
+        try:
+            return build_optimizer(self.model, self.config.optimizer)
+        except IllegalValue as error:
+            name = f"optimizer.optimizer_params.{error.name}"
+            raise IllegalValue(name, error.value, error.must) from None
+
+    @torch.no_grad()
+    def _ruin(self, step: int) -> str | None:
+        """Say what in the state after ``step`` steps is not finite; None where all of it is.
+
+        A finite gradient does that where the step or its square leaves the range of numbers.
+        """
+        names: dict[Any, str] = {weight: name for name, weight in self.model.named_parameters()}
+        kept: dict[str, Any] = {name: weight for weight, name in names.items()}
+        for owner, state in self.optimizer.state.items():
+            kept |= {f"{key} of {names.get(owner, owner)}": part for key, part in state.items()}
+        tensors = {name: part for name, part in kept.items() if isinstance(part, torch.Tensor)}
+        sound = [tensor.isfinite().all().to(self.device) for tensor in tensors.values()]
+        found = torch.stack(sound).tolist()
+        if all(found):
+            return None
+        ruined = list(tensors)[found.index(False)]
+        return f"{ruined} is not finite after step {step} of {self.total_steps}"
+
+    def _refuse_other_groups(self, directory: Path, saved: dict[str, Any] | None) -> None:
+        """Refuse a checkpoint whose groups are not ours; loading it would undo what they ask."""
+        ours = group_record(self.optimizer, self.model)
+        for name, mine in ours.items():
+            theirs = mine if saved is None else saved[name]
+            if tuple(theirs) != mine:
+                said = "group {}, lr {:g}, weight decay {:g}"
+                raise UserError(
+                    f"{directory} holds checkpoints with {name} in {said.format(*theirs)}; must be "
+                    f"{said.format(*mine)}, as configured; train in another directory"
+                )
 
     def _set_lr(self, step: int) -> float:
         optimizer = self.config.optimizer

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from rundir import IllegalValue, UserError, unknown
@@ -195,11 +195,12 @@ def hydra_of(whole: Any) -> DictConfig:
 def apply_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return a copy of ``base`` with value overrides applied by Hydra's own function."""
     config = copy.deepcopy(base)
-    for text in overrides:
+    for i, text in enumerate(overrides):
         try:
             ConfigLoaderImpl._apply_overrides_to_config([parse(text)], config)
         except (HydraException, OmegaConfBaseException) as error:
-            raise _explained_value(text, base, error) from error
+            before = apply_values(base, overrides[:i])
+            raise _explained_value(text, before, error) from error
         except (AssertionError, KeyError, TypeError, ValueError) as error:  # e.g. list.key=1
             raise UserError(f"{text} can't be set: {error or type(error).__name__}") from error
     return config
@@ -242,6 +243,8 @@ def _explained_value(text: str, config: DictConfig, error: Exception) -> UserErr
     if name is None:
         return UserError(f"{text}: {_cause(error)}; to add keys write +{text}")
     node = OmegaConf.select(config, parent) if parent else config
+    if isinstance(node, ListConfig):
+        return UserError(f"{text}: {parent} is a list of {len(node)}; it has no item {name}")
     if not isinstance(node, Mapping):
         return UserError(f"{text}: {parent} is a value, not a mapping; it has no key {name}")
     return unknown("key", name, list(node.keys()), parent or "the config")
@@ -258,6 +261,8 @@ def _deepest(config: DictConfig, key: str) -> tuple[str, str | None]:
     parts = key.split(".")
     for i, part in enumerate(parts):
         node = OmegaConf.select(config, ".".join(parts[:i])) if i else config
+        if isinstance(node, ListConfig) and part.isdecimal() and int(part) < len(node):
+            continue
         if not isinstance(node, DictConfig) or part not in node:
             return ".".join(parts[:i]), part
     return key, None

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import trainer
 from rundir import OptsweepError, Run
 from trainer import TrainConfig
@@ -35,6 +37,20 @@ class MovedRun(Run):
             self.request_stop("SIGUSR1")
         elif fate == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif fate == "poison":
+            self._poison()
+
+    def _poison(self) -> None:
+        """Make the next micro-batch's loss, and so its gradient, NaN on this rank."""
+        loss = Training._loss
+
+        def poisoned(training: Training, forward: Any, batch: Any) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                return loss(training, forward, batch)
+            Training._loss = loss  # type: ignore[method-assign]
+            return loss(training, forward, batch) * float("nan")
+
+        Training._loss = poisoned  # type: ignore[method-assign]
 
 
 def weights_after_steps(order: dict[str, Any]) -> str:

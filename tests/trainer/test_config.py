@@ -102,14 +102,18 @@ REFUSED = [
         {f"{TRAINING}batchsize": 16},
         (
             "unknown key batchsize in training.training_params; must be one of: "
-            "autocast, batch_size, compile, context_length, gradnorm, max_steps, mixed_precision, "
-            "num_epochs, tensorcore_precision, tokens_processed, val_tokens_processed; "
-            "did you mean batch_size?"
+            "autocast, batch_size, compile, context_length, gradnorm, max_skipped_steps, "
+            "max_steps, mixed_precision, non_finite, num_epochs, tensorcore_precision, "
+            "tokens_processed, val_tokens_processed; did you mean batch_size?"
         ),
     ),
     (
         {"optimizer__optimizer_params__lr": -0.1},
         "optimizer.optimizer_params.lr = -0.1; must be a finite number, at least 0",
+    ),
+    (
+        {f"{TRAINING}max_skipped_steps": 0},
+        "training.training_params.max_skipped_steps = 0; must be at least 1",
     ),
     ({"seed": -1}, "seed = -1; must be at least 0"),
     ({"device": "gpu"}, "device = 'gpu'; must be one of auto, cpu, cuda"),

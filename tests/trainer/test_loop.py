@@ -213,14 +213,57 @@ def test_a_checkpoint_of_another_optimizer_is_refused(
         trained(change(tiny, **{f"{OPTIMIZER}name": "muon"}), tmp_path)
 
 
+def test_a_checkpoint_of_other_groups_is_refused(
+    tiny: Mapping, change: Change, tmp_path: Path, stopping_run: Stopping
+) -> None:
+    interrupted(tiny, tmp_path, stopping_run, step=5)
+    rules = [{"match": "embed", "lr_scale": 0.3, "weight_decay": 0.1}]
+    with pytest.raises(UserError) as error:
+        trained(change(tiny, **{f"{OPTIMIZER}groups": rules}), tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/checkpoints holds checkpoints with embed_tokens.weight in group 0, lr 0.01, "
+        "weight decay 0; must be group 0, lr 0.003, weight decay 0.1, as configured; train in "
+        "another directory"
+    )
+    change(tiny, **{f"{OPTIMIZER}groups": [], f"{OPTIMIZER}lr": 0.02})
+    with pytest.raises(UserError, match=r"lr 0\.01, weight decay 0; must be group 0, lr 0\.02"):
+        trained(tiny, tmp_path)
+
+
+def test_a_group_that_does_not_fit_the_model_is_refused_by_its_whole_name(
+    tiny: Mapping, change: Change, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        trained(change(tiny, **{f"{OPTIMIZER}groups": [{"match": "wte"}]}), tmp_path)
+    assert str(error.value) == (
+        "optimizer.optimizer_params.groups[0].match = 'wte'; must be part of the name of a "
+        "trainable parameter that no earlier group has"
+    )
+
+
+def test_triton_where_there_is_no_cuda_is_refused_before_any_step(
+    tiny: Mapping, change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    change(tiny, device="auto", **{f"{OPTIMIZER}backend": "triton"})
+    with pytest.raises(
+        UserError, match=r"^optimizer\.optimizer_params\.backend = 'triton'; must be"
+    ):
+        trained(tiny, tmp_path)
+    assert not curve(tmp_path)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(
     tiny: Mapping, change: Change, tmp_path: Path
 ) -> None:
     change(tiny, **{f"{OPTIMIZER}name": "sgd", f"{OPTIMIZER}lr": 1e30, f"{LOGGING}log_step": 8})
-    with pytest.raises(Diverged, match=r"loss is (nan|inf) at step \d of 12"):
+    with pytest.raises(Diverged, match=r"(loss|gradient norm) is (nan|inf) at step \d of 12"):
         trained(tiny, tmp_path)
     last = list(iter_metrics(tmp_path / METRICS_FILE))[-1]
-    assert not math.isfinite(last["loss"])
+    assert not math.isfinite(last["loss"] + last["grad_norm"])
     status = read_status(tmp_path)
     assert status is not None
     assert status.state is State.DIVERGED

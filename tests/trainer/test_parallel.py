@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -131,13 +132,19 @@ def said(configs: dict[str, Mapping], folder: Path) -> list[dict[str, str]]:
     """What two ranks said after everything that the tests below look at."""
     adamw = configs["adamw"]
     stop = {"step": 6, "rank": 1, "fate": "stop"}
+    poison = [{"step": step, "rank": 1, "fate": "poison"} for step in (4, 6)]
     death = {"step": 3, "rank": 1, "fate": "die"}
+    skipping = {name: copy.deepcopy(configs[name]) for name in ("adamw", "dap")}
+    for config in skipping.values():
+        config["training"]["training_params"]["non_finite"] = "skip"
     orders = [
         *(order(config, folder / name) for name, config in configs.items()),
         *(order(c, folder / f"{name}-3", digest=True) for name, c in configs.items()),
         order(adamw, folder / "stopped", fates=[stop]),
         order(adamw, folder / "stopped", attempt=2),
         order(adamw, folder / "fewer", fates=[stop]),
+        order(adamw, folder / "poisoned", fates=poison),
+        *(order(c, folder / f"{name}-skips", fates=poison) for name, c in skipping.items()),
         order(adamw, folder / "dead", fates=[death]),
     ]
     return carried_out(orders, folder)
@@ -205,6 +212,25 @@ def test_another_number_of_ranks_continues_and_says_what_differs(
     assert lines == [
         "saved by 2 ranks, continued by 1: sums have another order and other last bits"
     ]
+
+
+def test_a_gradient_of_one_rank_that_is_not_finite_ends_all_at_its_step(
+    said: list[dict[str, str]], folder: Path
+) -> None:
+    diverged = "Diverged: loss is nan at step 5 of 12"
+    assert [rank[str(folder / "poisoned")] for rank in said] == [diverged, diverged]
+    assert max(step for _, step in curve(folder / "poisoned")) == 5
+
+
+@pytest.mark.parametrize("name", ["adamw", "dap"])
+def test_a_gradient_of_one_rank_that_is_not_finite_skips_the_step_on_all(
+    said: list[dict[str, str]], folder: Path, name: str
+) -> None:
+    path = folder / f"{name}-skips"
+    assert [rank[str(path)] for rank in said] == ["completed", "completed"]
+    counts = [int(count) for count in curve(path, "skipped_steps").values()]
+    assert counts == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert all(math.isfinite(curve(path)["val", step]) for step in (3, 6, 9, 12))
 
 
 def test_a_rank_that_dies_ends_the_others_in_words(

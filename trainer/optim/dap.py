@@ -37,6 +37,7 @@ from trainer.kernels import AdamWScalars, choose_backend
 from trainer.kernels.operands import Slot
 from trainer.optim import inverse
 from trainer.optim.averages import kept
+from trainer.optim.clipping import FoldsClip
 from trainer.optim.curvature import (
     MomentBatch,
     distinct_moments,
@@ -57,13 +58,11 @@ UPDATE_RMS = 0.2
 _log = logging.getLogger(__name__)
 
 
-class Dap(torch.optim.Optimizer):
+class Dap(FoldsClip):
     """DAP on the matrices, AdamW on the rest.
 
     State per fp32 weight of a matrix: 8 bytes, and with ema_beta 4 in^2 per distinct input.
     """
-
-    _clip_factor: Tensor | None = None
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], moments: InputMoments, params: DapParams
@@ -98,7 +97,7 @@ class Dap(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        clip_factor, self._clip_factor = self._clip_factor, None
+        clip_factor = self._take_clip_factor()
         matrices: list[Tensor] = []
         for group in self.param_groups:
             for weights in self._by_step(group["params"], advance=True).values():
@@ -252,7 +251,7 @@ class Dap(torch.optim.Optimizer):
 
 def build_dap(model: nn.Module, params: DapParams) -> Dap:
     """Build DAP; the model's linear layers get hooks that look at their inputs in training mode."""
-    split = split_parameters(model, of_linear_layers=True)
+    split = split_parameters(model, params)
     moments = InputMoments(params.xtx_subsample, whole=params.mb_subsampling)
     if not params.disable_preconditioning:
         wanted = set(split.matrices.values())

@@ -136,7 +136,7 @@ def learning_rate_factor(rule: str, shape: torch.Size) -> float:
 
 def build_muon(model: nn.Module, params: MuonTorchParams | NorMuonParams) -> Muon:
     """Build muon-torch or normuon."""
-    split = split_parameters(model)
+    split = split_parameters(model, params)
     matrices: dict[str, Any] = {
         "params": list(split.matrices.values()),
         "norm": "spectral",

@@ -225,7 +225,7 @@ def _move(part: _Part, factor: Tensor | float) -> None:
 
 def build_spectral(model: nn.Module, params: ScionParams) -> SpectralDescent:
     """Build muon, scion, muon-momo or muonmax-momo."""
-    split = split_parameters(model)
+    split = split_parameters(model, params)
     matrices = {
         "params": list(split.matrices.values()),
         "norm": "spectral",

@@ -171,7 +171,7 @@ class Soap(CountedOptimizer):
 
 def build_soap(model: nn.Module, params: SoapParams) -> Soap:
     """Build soap."""
-    split = split_parameters(model)
+    split = split_parameters(model, params)
     matrices = list(split.matrices.values())
     rotated = [weight for weight in matrices if min(weight.shape) <= params.max_precond_dim]
     large = [weight for weight in matrices if min(weight.shape) > params.max_precond_dim]

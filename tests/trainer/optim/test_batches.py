@@ -184,7 +184,7 @@ def test_matrices_that_want_gradients_are_taken() -> None:
 @pytest.mark.parametrize("shape", [(300, 768), (768, 300)])
 def test_on_a_cpu_the_workspace_of_many_matrices_is_that_of_one(shape: tuple[int, int]) -> None:
     count, (rows, columns) = 24, shape
-    one = 4 * (2 * rows * columns + gram.SQUARES * min(shape) ** 2)
+    one = 4 * (2 * rows * columns + gram_form.SQUARES * min(shape) ** 2)
     assert batches._chunk(count, one, "cpu") == 1
     assert batches._chunk(count, 1 << 16, "cpu") == count
     assert batches._chunk(count, 1 << 30, "cuda") == 1

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rundir import UserError
-from trainer.optim.params import REGISTRY, optimizer_params
+from trainer.optim.params import REGISTRY, AdamParams, GroupRule, optimizer_params
 
 WHERE = "optimizer.optimizer_params"
 CONFIGS = Path(__file__).parents[3] / "conf" / "optimizer"
@@ -78,8 +78,8 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
         optimizer_params({"name": "sgd", "lrr": 1}, WHERE)
     assert str(caught.value) == (
-        "unknown key lrr in optimizer.optimizer_params; must be one of: backend, lr, lr_schedule, "
-        "name, warm_up_fraction, weight_decay; did you mean lr?"
+        "unknown key lrr in optimizer.optimizer_params; must be one of: backend, groups, lr, "
+        "lr_schedule, mup_base_n_embd, name, warm_up_fraction, weight_decay; did you mean lr?"
     )
 
 
@@ -141,12 +141,71 @@ def test_a_missing_name_is_said() -> None:
             "accelerated = -1.0; must be a finite number, at least 0",
         ),
         ({"name": "adam", "warm_up_fraction": 2}, "warm_up_fraction = 2.0; must be in [0, 1]"),
+        (
+            {"name": "adam", "mup_base_n_embd": 0},
+            "mup_base_n_embd = 0; must be at least 1, or null",
+        ),
+        (
+            {"name": "dap-ns-nadam", "mup_base_n_embd": 64},
+            "mup_base_n_embd = 64; must be null: for dap-ns-nadam no rule is known",
+        ),
+        ({"name": "adam", "groups": "wte"}, "groups = 'wte'; must be a list"),
+        (
+            {"name": "adam", "groups": ["wte"]},
+            "groups[0] = 'wte'; must be a mapping with keys match, lr_scale, weight_decay, kind",
+        ),
+        (
+            {"name": "adam", "groups": [{"match": "wte"}, {"match": "w(te"}]},
+            (
+                "groups[1].match = 'w(te'; must be a regular expression: missing ), unterminated "
+                "subpattern at position 1"
+            ),
+        ),
+        (
+            {"name": "adam", "groups": [{"match": ""}]},
+            "groups[0].match = ''; must be a part of a parameter's name",
+        ),
+        (
+            {"name": "adam", "groups": [{"match": "wte", "lr_scale": -1}]},
+            "groups[0].lr_scale = -1.0; must be a finite number, at least 0",
+        ),
+        (
+            {"name": "adam", "groups": [{"match": "wte", "weight_decay": float("inf")}]},
+            "groups[0].weight_decay = inf; must be a finite number, at least 0, or null",
+        ),
+        (
+            {"name": "muon", "groups": [{"match": "wte", "kind": "matrices"}]},
+            "groups[0].kind = 'matrices'; must be one of matrix, rest or null",
+        ),
     ],
 )
 def test_an_illegal_value_is_named_with_what_is_legal(values: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         optimizer_params(values, WHERE)
     assert str(caught.value) == f"{WHERE}.{message}"
+
+
+def test_an_unknown_key_of_a_group_suggests_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer_params({"name": "adam", "groups": [{"match": "wte", "lr_scal": 2}]}, WHERE)
+    assert str(caught.value) == (
+        f"unknown key lr_scal in {WHERE}.groups[0]; must be one of: kind, lr_scale, match, "
+        "weight_decay; did you mean lr_scale?"
+    )
+
+
+def test_a_group_must_say_what_it_matches() -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer_params({"name": "adam", "groups": [{"lr_scale": 2}]}, WHERE)
+    assert str(caught.value) == f"{WHERE}.groups[0].match is missing; it has no default"
+
+
+def test_groups_are_the_same_from_python() -> None:
+    rules = (GroupRule("wte|lm_head", lr_scale=0.3, weight_decay=0.0), GroupRule("norm"))
+    written = [{"match": "wte|lm_head", "lr_scale": 0.3, "weight_decay": 0}, {"match": "norm"}]
+    assert AdamParams("adamw", groups=rules) == optimizer_params(
+        {"name": "adamw", "groups": written}, WHERE
+    )
 
 
 def test_an_unknown_schedule_suggests_the_nearest() -> None:

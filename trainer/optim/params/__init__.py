@@ -16,6 +16,7 @@ from trainer.optim.params.base import OptimizerParams
 from trainer.optim.params.dap import DapAcceleratedParams, DapParams
 from trainer.optim.params.euclidean import AdamParams, MomentumParams, NAdamParams, SgdParams
 from trainer.optim.params.mars import MarsParams
+from trainer.optim.params.rules import GroupRule
 from trainer.optim.params.schedule_free import ScheduleFreeParams
 from trainer.optim.params.sign import LionParams, SignParams
 from trainer.optim.params.soap import SoapParams
@@ -35,6 +36,7 @@ __all__ = [
     "AdamParams",
     "DapAcceleratedParams",
     "DapParams",
+    "GroupRule",
     "LionParams",
     "MarsParams",
     "MomentumParams",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from rundir.errors import require, unknown
+from trainer.optim.params.rules import WIDTH_POWERS, GroupRule
 from trainer.optim.schedule import parse_schedule
 
 
@@ -18,6 +19,8 @@ class OptimizerParams:
     """The names of the registry that this class describes."""
     KERNELS: ClassVar[tuple[str, ...]] = ()
     """Those of them that have a Triton kernel."""
+    NEEDS_INPUTS: ClassVar[bool] = False
+    """Whether only a linear layer's weight can be a matrix, since its inputs are looked at."""
 
     name: str
     """One of the registry's names."""
@@ -33,6 +36,13 @@ class OptimizerParams:
     """Part of the run before the decay: flat in constant-linear, rising elsewhere; in [0, 1]."""
     backend: Literal["auto", "torch", "triton"] = "auto"
     """auto takes the Triton kernel where there is one and the weights are on a CUDA device."""
+    groups: tuple[GroupRule, ...] = ()
+    """Parameters with a learning rate or weight decay of their own. Without a rule every parameter
+    decays, embeddings, norms and biases too."""
+    mup_base_n_embd: int | None = None
+    """The model width that ``lr`` was tuned at. Learning rates follow the model's own width from
+    there as muP says, see :data:`trainer.optim.params.rules.WIDTH_POWERS`; lr * weight_decay
+    stays. null leaves them as they are."""
 
     def __post_init__(self) -> None:
         if self.name not in self.NAMES:
@@ -44,6 +54,10 @@ class OptimizerParams:
         has_kernel = self.name in self.KERNELS
         choices = f"auto or torch: {self.name} has no Triton kernel"
         require(has_kernel or self.backend != "triton", "backend", self.backend, choices)
+        base = self.mup_base_n_embd
+        require(base is None or base >= 1, "mup_base_n_embd", base, "at least 1, or null")
+        no_rule = f"null: for {self.name} no rule is known"
+        require(base is None or self.name in WIDTH_POWERS, "mup_base_n_embd", base, no_rule)
 
 
 def not_negative(params: OptimizerParams, *names: str) -> None:

@@ -18,6 +18,7 @@ class DapParams(OptimizerParams):
 
     NAMES: ClassVar[tuple[str, ...]] = ("dap-ns-nadam",)
     KERNELS: ClassVar[tuple[str, ...]] = ("dap-ns-nadam",)
+    NEEDS_INPUTS: ClassVar[bool] = True
 
     dap_beta1: float = 0.95
     """Decay of the average of the gradient; in [0, 1). 0 takes ``momentum`` instead."""

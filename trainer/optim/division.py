@@ -1,0 +1,127 @@
+"""An optimizer's groups, divided further: by the user's rules, and by width under muP.
+
+It happens after the optimizer is built and before its first step, so that no optimizer has to know:
+a group's options are copied into its parts, and each part has its own ``lr`` and ``weight_decay``.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter, defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from rundir.errors import IllegalValue
+from trainer.optim.groups import names_of, ruled_parameters, split_parameters
+from trainer.optim.params import OptimizerParams
+from trainer.optim.params.rules import WIDTH_POWERS, GroupRule
+
+Group = dict[str, Any]
+
+
+def divide_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, params: OptimizerParams
+) -> None:
+    """Divide the groups so that all of a part fall under one rule and one factor of the width.
+
+    Raises:
+        UserError: a rule matches nothing, or the model does not say how wide it is.
+    """
+    ruled = ruled_parameters(model, params)
+    matrices = set(split_parameters(model, params).matrices.values())
+    of_matrices, of_rest = width_factors(model, params)
+    divided = []
+    for group in optimizer.param_groups:
+        parts: dict[tuple[int | None, float], list[nn.Parameter]] = defaultdict(list)
+        for weight in group["params"]:
+            factor = of_matrices if weight in matrices else of_rest
+            parts[ruled.get(weight), factor].append(weight)
+        for (number, factor), weights in parts.items():
+            rule = None if number is None else params.groups[number]
+            divided.append(_part(group, weights, rule, factor))
+    optimizer.param_groups[:] = divided
+
+
+def _part(group: Group, weights: list[nn.Parameter], rule: GroupRule | None, width: float) -> Group:
+    options = {key: value for key, value in group.items() if key != "params"}
+    part = {"params": weights, **copy.deepcopy(options)}
+    if rule is not None:
+        part["lr"] *= rule.lr_scale
+        if rule.weight_decay is not None:
+            part["weight_decay"] = rule.weight_decay
+    if width != 1:
+        part["lr"] *= width
+        part["weight_decay"] /= width
+    return part
+
+
+def width_factors(model: nn.Module, params: OptimizerParams) -> tuple[float, float]:
+    """Return what muP multiplies the learning rates of matrices and of the rest by.
+
+    Weight decay is divided by it: a step then shrinks weights as much at any width, as with the
+    paper's own code.
+
+    Raises:
+        UserError: the model does not say how wide it is.
+    """
+    base = params.mup_base_n_embd
+    if base is None:
+        return 1.0, 1.0
+    width = getattr(getattr(model, "config", None), "n_embd", None)
+    if not isinstance(width, int):
+        raise IllegalValue("mup_base_n_embd", base, "null: the model has no config.n_embd")
+    of_matrices, of_rest = WIDTH_POWERS[params.name]
+    return float((base / width) ** of_matrices), float((base / width) ** of_rest)
+
+
+def group_table(optimizer: torch.optim.Optimizer, model: nn.Module, params: OptimizerParams) -> str:
+    """Return a line for each kind of parameter; layers that differ in a number are one kind.
+
+    The learning rate is that before the schedule's factor.
+    """
+    matrices = set(split_parameters(model, params).matrices.values())
+    names = names_of(model)
+    counts: Counter[tuple[str, ...]] = Counter()
+    sizes: Counter[tuple[str, ...]] = Counter()
+    settings = {}
+    for number, group in enumerate(optimizer.param_groups):
+        # Users tune lr times this scale: it is what muon_lr and muon_lr_ratio become.
+        lr = group["lr"] * group.get("scale", 1.0)
+        for weight in group["params"]:
+            kind = "matrix" if weight in matrices else "rest"
+            name = re.sub(r"(?<=\.)\d+(?=\.)", "*", names[weight][0])
+            shape = "x".join(map(str, weight.shape)) or "scalar"
+            row: tuple[str, ...] = (str(number), kind, name, shape)
+            counts[row] += 1
+            sizes[row] += weight.numel()
+            settings[row] = (f"{lr:.6g}", f"{group['weight_decay']:.6g}")
+    head = ("group", "kind", "name", "shape", "count", "weights", "lr", "weight decay")
+    rows = [(*row, str(counts[row]), str(sizes[row]), *settings[row]) for row in counts]
+    return _aligned([head, *rows], words=4)
+
+
+def _aligned(rows: list[tuple[str, ...]], words: int) -> str:
+    """Return the rows as lines, the first ``words`` columns flush left and the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < words else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def group_record(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, tuple[int, float, float]]:
+    """Return the group, initial learning rate and weight decay of each parameter by name."""
+    names = names_of(model)
+    return {
+        names[weight][0]: (number, float(group["initial_lr"]), float(group["weight_decay"]))
+        for number, group in enumerate(optimizer.param_groups)
+        for weight in group["params"]
+    }
