@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.optim import batches, gram
+from trainer.optim import batches, gram_form
 from trainer.optim.batches import polar_factors
 from trainer.optim.polar import coefficients, polar_factor
 
