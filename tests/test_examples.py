@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.records.sources import name_of
+
 ROOT = Path(__file__).resolve().parent.parent
 
 REGRESSION = (
@@ -59,12 +61,13 @@ def test_promise_05_a_task_beside_the_launch_is_frozen_with_the_project(ten_line
     shell = ten_lines
     shell(*FIT, "-m", "seed=1", "paths.sweep=fit")
     (frozen,) = (shell.cwd / "multirun/fit/.sweep/code").iterdir()
-    copied = frozen / ".tasks" / "0" / "fit.py"
+    place = f".path/{name_of(ten_lines.cwd)}"
+    copied = frozen / place / "fit.py"
     assert copied.read_text() == (shell.cwd / "fit.py").read_text()
     (shell.cwd / "fit.py").write_text(copied.read_text().replace("np.zeros(8)", "np.ones(8)"))
     run = next((shell.cwd / "multirun/fit").glob("*/run.json")).parent
     again = shell("-m", "sweeps", "rerun", str(run), "--verify", code=1)
-    assert f"  1 file since {frozen.name}: .tasks/0/fit.py (changed)\n" in again.stderr
+    assert f"  1 file since {frozen.name}: {place}/fit.py (changed)\n" in again.stderr
     assert again.stdout.startswith("different at train step 1: loss ")
 
 

@@ -95,7 +95,7 @@ def second_stage(arguments: Arguments) -> Successor | None:
 def warn(notes: Sequence[str]) -> None:
     """Say what could not be learnt."""
     for note in notes:
-        display.err.print(f"warning: {note}", markup=False)
+        display.warn(note)
 
 
 def _print_tables(plan: Plan, surveyed: Sequence[RunState], *, every: bool) -> None:

@@ -26,6 +26,11 @@ def emit(value: object) -> None:
     print(json.dumps(value, indent=1, default=str))  # noqa: T201 - a table for programs
 
 
+def warn(note: str) -> None:
+    """Say what is not as it should be, and stops nothing."""
+    err.print(f"warning: {note}", markup=False)
+
+
 def announce(
     plan: Plan, asked: Sequence[RunState], wanted: Sequence[RunState], *, is_retry: bool = False
 ) -> None:

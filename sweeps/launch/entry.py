@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,14 +32,14 @@ CONFIG_NAME = "config"
 
 
 def use_frozen_tasks() -> None:
-    """Launched from a frozen copy, import tasks from it too.
+    """Launched from a frozen copy, import tasks and what they import from it too.
 
     Raises:
         OptsweepError: the copy was changed.
     """
     if freeze.is_copy(PROJECT_ROOT):
         freeze.verify(PROJECT_ROOT)
-        sys.path[1:1] = freeze.task_places(PROJECT_ROOT)
+        freeze.import_from(PROJECT_ROOT)
 
 
 def run_composed(config: DictConfig) -> int:

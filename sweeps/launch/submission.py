@@ -120,7 +120,7 @@ def preview(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> 
     launcher.require(plan.root)
     requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
     asked, wanted = _survey(plan, plan.admit(candidates))
-    code = present_hash(plan.home, names=plan.tasks)
+    code = present_hash(plan.home, names=plan.tasks, tell=display.warn)
     division = _divided(_grouped(wanted, requests), code)
     arrays = [
         Array(request.cluster, submission, launcher.script(request.cluster, plan, submission))
@@ -244,7 +244,7 @@ def _hand_over(plan: Plan, groups: _Groups) -> _Handed:
     Raises:
         ClusterError: the scheduler refused, or has no room for all of them.
     """
-    code = freeze(plan.home, names=plan.tasks)
+    code = freeze(plan.home, names=plan.tasks, tell=display.warn)
     total = sum(len(runs) for _, runs in groups)
     division = _divided(groups, code)
     handed = _Handed()

@@ -116,7 +116,8 @@ _ONE_SMALL_JOB = {
 
 def _command(home: Path, folder: Path, tasks: Iterable[str]) -> str:
     """Freeze what this very launch is made of; return the shell command that repeats it."""
-    program = home.absolute() / CODE_DIR / freeze(home, names=sorted(tasks)) / "launch.py"
+    code = freeze(home, names=sorted(tasks), tell=display.warn)
+    program = home.absolute() / CODE_DIR / code / "launch.py"
     settings = []
     git = provenance.git_state()
     if git is not None:

@@ -104,12 +104,14 @@ def origin(dotted: str) -> tuple[Path, str] | None:
         holding = [f for f in folders if (f / rest[0]).is_dir() or (f / f"{rest[0]}.py").is_file()]
         folders = holding or folders
     place = folders[0].parent.resolve() if folders else None
-    return None if place is None or _is_installed(place) else (place, package)
+    return None if place is None or is_installed(place) else (place, package)
 
 
-def _is_installed(place: Path) -> bool:
+def is_installed(place: Path) -> bool:
+    """Say whether a directory belongs to Python or to what was installed for it."""
     library = Path(sysconfig.get_path("stdlib")).resolve()
-    return not {"site-packages", "dist-packages"}.isdisjoint(place.parts) or place == library
+    named = {"site-packages", "dist-packages"}
+    return not named.isdisjoint(place.parts) or library in (place, *place.parents)
 
 
 @lru_cache

@@ -249,7 +249,7 @@ def main() -> int:
         element = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     try:
         freeze.verify(provenance.PROJECT_ROOT)
-        sys.path[1:1] = freeze.task_places(provenance.PROJECT_ROOT)
+        freeze.import_from(provenance.PROJECT_ROOT)
         os.chdir(submission.cwd)
     except (OptsweepError, OSError) as error:
         submission.note(plan.home, Note.FAILED, element, str(error))

@@ -1,6 +1,8 @@
 """A task of the user's own, and the repetition of a run, as jobs of a real SLURM."""
 
 import json
+import os
+import subprocess
 import time
 
 import pytest
@@ -41,6 +43,29 @@ def test_promise_05_an_edit_of_the_users_task_changes_nothing_in_the_jobs_that_w
     login(*FIT, "-m", "lr=0.1,0.2", "paths.sweep=s", *SLURM, hold)
     (login.cwd / "fit.py").write_text("raise RuntimeError('edited while the jobs wait')\n")
     completed(login, "s")
+
+
+def test_promise_05_an_edit_of_what_the_task_imports_from_elsewhere_changes_nothing_either(
+    login, tmp_path_factory
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for module in ("real", "other"):
+        (elsewhere / f"{module}.py").write_text("VALUE = 1.0\n")
+    (login.cwd / "links").mkdir()
+    os.symlink(elsewhere / "real.py", login.cwd / "links" / "linked.py")
+    task = "def fit(config, run):\n    import linked, other\n"
+    task += "    run.log('train', 1, loss=linked.VALUE + other.VALUE)\n"
+    (login.cwd / "fit.py").write_text(task)
+    env = login.environment()
+    env["PYTHONPATH"] += f":{login.cwd / 'links'}:{elsewhere}"
+    hold = "+cluster.additional_parameters.begin=now+5"
+    words = login.command(*FIT, "-m", "lr=0.1", "paths.sweep=s", *SLURM, hold)
+    subprocess.run(words, cwd=login.cwd, env=env, check=True, capture_output=True)
+    for module in ("real", "other"):
+        (elsewhere / f"{module}.py").write_text("VALUE = 20.0\n")
+    completed(login, "s")
+    metrics = next((login.cwd / "multirun" / "s").glob("*/metrics.jsonl"))
+    assert json.loads(metrics.read_text())["loss"] == 2.0
 
 
 def test_promise_04_a_run_is_repeated_on_the_cluster_and_compared_by_the_printed_command(login):

@@ -1,10 +1,28 @@
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from rundir import OptsweepError
-from sweeps.records.freeze import freeze, present_hash, task_places, verify
+from sweeps.planning import tasks
+from sweeps.records import sources
+from sweeps.records.freeze import freeze, import_from, present_hash, verify
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+    """Python's path without the directories that the tests themselves are imported from."""
+    installed = [entry for entry in sys.path if entry and tasks.is_installed(Path(entry).resolve())]
+    monkeypatch.setattr(sys, "path", installed)
+
+
+def copied(home, name):
+    """Return the names of all files and links in a copy."""
+    frozen = home / "code" / name
+    verify(frozen)
+    return {str(p.relative_to(frozen)) for p in frozen.rglob("*") if not p.is_dir()}
 
 
 @pytest.fixture
@@ -91,14 +109,11 @@ def test_a_task_outside_the_project_is_frozen_with_what_lies_beside_it(
     monkeypatch.syspath_prepend(place)
     home = place / "multirun" / "s" / ".sweep"
     frozen = home / "code" / freeze(home, project, ["my_package.task.run", "tracked.run"])
-    assert sorted(p.name for p in (frozen / ".tasks" / "0").rglob("*.py")) == [
-        "beside_it.py",
-        "task.py",
-    ]
+    copy = frozen / ".path" / sources.name_of(place)
+    assert sorted(p.name for p in copy.rglob("*.py")) == ["beside_it.py", "task.py"]
     assert not list(frozen.rglob("data.csv"))
-    assert task_places(frozen) == [str(frozen / ".tasks" / "0")]
     verify(frozen)
-    (frozen / ".tasks" / "0" / "beside_it.py").write_text("x = 2\n")
+    (copy / "beside_it.py").write_text("x = 2\n")
     with pytest.raises(OptsweepError, match="has changed since submission"):
         verify(frozen)
 
@@ -112,16 +127,123 @@ def test_of_a_task_in_a_git_tree_of_its_own_that_tree_is_frozen_without_results(
     home = project / "results" / "s" / ".sweep"
     plain = tmp_path / "plain"
     plain.mkdir()
-    frozen = home / "code" / freeze(home, plain, ["untracked.run"])
-    copied = {str(p.relative_to(frozen)) for p in frozen.rglob("*") if not p.is_dir()}
-    assert copied == {
-        f".tasks/0/{name}" for name in (".gitignore", "link.py", "tracked.py", "untracked.py")
+    place = f".path/{sources.name_of(project)}"
+    assert copied(home, freeze(home, plain, ["untracked.run"])) == {
+        f"{place}/{name}" for name in (".gitignore", "link.py", "tracked.py", "untracked.py")
     }
 
 
 def test_an_installed_task_is_not_frozen(project, tmp_path):
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, ["yaml.safe_load"])
-    assert task_places(frozen) == []
+    assert not (frozen / ".path").exists()
+
+
+def test_promise_05_a_link_that_leaves_the_copied_tree_is_frozen_as_what_it_leads_to(
+    project, tmp_path
+):
+    outside = tmp_path / "outside"
+    (outside / "package").mkdir(parents=True)
+    (outside / "real.py").write_text("x = 1\n")
+    (outside / "package" / "inner.py").write_text("x = 1\n")
+    os.symlink("inner.py", outside / "package" / "beside.py")
+    os.symlink("../real.py", outside / "package" / "above.py")
+    os.symlink("../..", outside / "package" / "loop")
+    os.symlink("../outside/real.py", project / "relative.py")
+    os.symlink(project / "tracked.py", project / "absolute.py")
+    os.symlink("ignored.py", project / "to_ignored.py")
+    os.symlink(outside / "package", project / "package")
+    name = freeze(tmp_path / "home", project)
+    frozen = tmp_path / "home" / "code" / name
+    followed = ["relative.py", "absolute.py", "to_ignored.py", "package/above.py"]
+    assert not any((frozen / file).is_symlink() for file in [*followed, "package"])
+    assert os.readlink(frozen / "package" / "beside.py") == "inner.py"
+    assert os.readlink(frozen / "link.py") == "tracked.py"
+    assert (frozen / "relative.py").read_text() == "x = 1\n"
+    assert (frozen / "package" / "inner.py").read_text() == "x = 1\n"
+    verify(frozen)
+    assert present_hash(tmp_path / "home", project) == name
+    (outside / "real.py").write_text("x = 2\n")
+    assert present_hash(tmp_path / "home", project) != name
+    assert (frozen / "relative.py").read_text() == "x = 1\n"
+
+
+def test_a_link_to_data_or_results_stays_a_link_and_one_to_too_much_code_is_told(
+    project, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sources, "MAX_FILES", 2)
+    for name in ("data", "code", "run"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        (tmp_path / "data" / f"{i}.bin").write_text("")
+        (tmp_path / "code" / f"m{i}.py").write_text("")
+    (tmp_path / "run" / ".hydra").mkdir()
+    for name in ("data", "code", "run"):
+        os.symlink(tmp_path / name, project / name)
+    told = []
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, tell=told.append)
+    assert all((frozen / name).is_symlink() for name in ("data", "code", "run"))
+    target = tmp_path / "code"
+    assert told == [f"{project / 'code'}, a link to {target}, is not frozen: over 2 files"]
+
+
+def test_promise_05_what_can_be_imported_from_elsewhere_on_the_path_is_frozen(
+    project, tmp_path, monkeypatch
+):
+    place = tmp_path / "second"
+    (place / "package" / "some-data").mkdir(parents=True)
+    for file in ("other.py", "package/__init__.py", "package/some-data/x.json", "notes.txt"):
+        (place / file).write_text("")
+    for file in ("namespace/inner/x.py", "store/__init__.py", "build/lib.py", "data/x.bin"):
+        (place / file).parent.mkdir(parents=True)
+        (place / file).write_text("")
+    (place / "tracked.py").write_text("the project's is found first")
+    os.symlink(project / "ignored.py", place / "linked.py")
+    monkeypatch.syspath_prepend(place)
+    prefix = f".path/{sources.name_of(place)}/"
+    found = {
+        file.removeprefix(prefix)
+        for file in copied(tmp_path / "home", freeze(tmp_path / "home", project))
+        if file.startswith(prefix)
+    }
+    packaged = {"package/__init__.py", "package/some-data/x.json", "namespace/inner/x.py"}
+    assert found == {"other.py", "linked.py", "store/__init__.py", *packaged}
+
+
+@pytest.mark.parametrize("limit", ["MAX_FILES", "MAX_BYTES", "MAX_ENTRIES"])
+def test_a_directory_of_the_path_that_is_too_large_is_told_and_the_task_there_frozen(
+    project, tmp_path, monkeypatch, limit
+):
+    place = tmp_path / "mine"
+    (place / "package").mkdir(parents=True)
+    for file in ("package/task.py", "beside.py", "third.py"):
+        (place / file).write_text("x = 1\n")
+    (place / "more").mkdir()
+    (place / "more" / "x.py").write_text("")
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setattr(sources, limit, 2)
+    told = []
+    name = freeze(tmp_path / "home", project, ["package.task.run"], tell=told.append)
+    assert {f for f in copied(tmp_path / "home", name) if f.startswith(".path")} == {
+        f".path/{sources.name_of(place)}/{file}"
+        for file in ("package/task.py", "beside.py", "third.py")
+    }
+    assert len(told) == 1
+    assert told[0].startswith(f"{place} is on Python's path; all that runs may import from it is")
+
+
+def test_copies_come_ahead_of_what_they_were_copied_from(project, tmp_path, monkeypatch):
+    first, second, launched_from = (tmp_path / name for name in ("b", "a", "c"))
+    for place in (first, second, launched_from):
+        place.mkdir()
+        (place / "module.py").write_text("")
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", [*map(str, (first, second)), *before, str(launched_from)])
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
+    monkeypatch.setattr(sys, "path", [str(frozen), *map(str, (first, second)), *before])
+    import_from(frozen)
+    copies = [str(frozen / ".path" / sources.name_of(p)) for p in (first, second, launched_from)]
+    expected = [str(frozen), copies[0], str(first), copies[1], str(second), *before, copies[2]]
+    assert sys.path == expected
 
 
 def test_a_file_name_that_is_no_utf8_is_frozen_as_any_other(project, tmp_path):
