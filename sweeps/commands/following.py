@@ -13,7 +13,8 @@
 
 and for a second stage that is not launched yet ``{"sweep", "directory", "waits_for": {"sweep",
 "jobs"}, "job", "runs": []}``. ``watch`` prints one line a change, ``{"sweep", "asked_at",
-"summary", "notes"}``; ``logs`` ``{"run", "state", "log", "lines"}``.
+"summary", "notes"}``; ``logs`` ``{"run", "state", "log", "lines"}``, with --follow one line each
+time that the log grows, the last when the run has ended.
 Times are Unix seconds; what is not known is null.
 """
 
@@ -26,7 +27,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from rundir import ENDED, State, Status, UserError
 from rundir.wording import count_of
@@ -177,7 +178,27 @@ def _as_dict(plan: Plan, state: RunState) -> dict[str, Any]:
 
 def watch(arguments: Arguments) -> int:
     """Show the status until nothing is pending or running; Ctrl-C leaves the runs alone."""
-    plan = find(arguments.sweep, arguments.multirun)
+    try:
+        _wait_for_launch(arguments)
+        return _watch(find(arguments.sweep, arguments.multirun), arguments)
+    except KeyboardInterrupt:
+        display.err.print("the runs go on; follow them again with the same command")
+        raise
+
+
+def _wait_for_launch(arguments: Arguments) -> None:
+    """Wait until a second stage is launched, or its job has gone; asks squeue ever more rarely."""
+    waiting, pace = second_stage(arguments), Pace()
+    if waiting is not None:
+        display.err.print(f"sweep {waiting.sweep}: {waiting}", markup=False)
+    pause = pace.first
+    while waiting is not None:
+        time.sleep(pause)
+        pause = pace.after(pause, has_changed=False, has_moved=False)
+        waiting = second_stage(arguments)
+
+
+def _watch(plan: Plan, arguments: Arguments) -> int:
     lookout = Lookout(plan)
     said: set[str] = set()
 
@@ -188,11 +209,7 @@ def watch(arguments: Arguments) -> int:
         return found
 
     printer = _JsonLines(lookout) if arguments.json else None
-    try:
-        last = progress.watch(plan, survey, Pace(), printer)
-    except KeyboardInterrupt:
-        display.err.print("the runs go on; follow them again with the same command")
-        return 0
+    last = progress.watch(plan, survey, Pace(), printer)
     display.err.print(f"sweep {plan.sweep}: {display.summary(last)}", markup=False)
     for (word, reason), alike in runtable.by_reason([s for s in last if s.is_bad]).items():
         display.err.print(f"  {count_of(len(alike), 'run')} {word}: {reason}", markup=False)
@@ -223,6 +240,8 @@ class _JsonLines:
 
 def logs(arguments: Arguments) -> int:
     """Print the log of one run, and what is added to it with --follow."""
+    if arguments.follow:
+        _wait_for_launch(arguments)
     plan = find(arguments.sweep, arguments.multirun)
     chosen = pick(plan, [arguments.run])
     if len(chosen) != 1:
@@ -236,27 +255,59 @@ def logs(arguments: Arguments) -> int:
     if log is None:
         why = f": {state.reason}" if state.reason else ""
         raise UserError(f"{state.run.name} has no log yet; it is {state.state}{why}")
-    if arguments.json:
-        lines = log.read_text(errors="replace").splitlines()
-        record = {"run": state.run.index, "state": str(state.state), "log": str(log)}
-        display.emit({**record, "lines": lines})
-    else:
+    followed = lookout if arguments.follow else None
+    if not arguments.json:
         display.err.print(f"{log}:", markup=False)
-        _copy(log, lookout if arguments.follow else None, state)
+        _copy(log, followed, state, _print_raw)
+    elif arguments.follow:
+        _copy(log, followed, state, _LogLines(log))
+    else:
+        display.emit(_log_record(log, state, log.read_bytes()))
     return 0
 
 
-def _copy(log: Path, lookout: Lookout | None, state: RunState) -> None:
-    """Write the log to stdout; with a lookout, until the run has ended."""
+def _log_record(log: Path, state: RunState, text: bytes) -> dict[str, Any]:
+    lines = text.decode(errors="replace").splitlines()
+    return {"run": state.run.index, "state": str(state.state), "log": str(log), "lines": lines}
+
+
+def _print_raw(text: bytes, state: RunState, *, is_over: bool) -> None:
+    del state, is_over
+    sys.stdout.buffer.write(text)
+    sys.stdout.flush()
+
+
+class _LogLines:
+    """One JSON object a line for whole lines of a log as they come, and a last one at its end."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._rest = b""
+
+    def __call__(self, text: bytes, state: RunState, *, is_over: bool) -> None:
+        """Print what is whole by now."""
+        lines, newline, self._rest = (self._rest + text).rpartition(b"\n")
+        if newline or is_over:
+            whole = lines + newline + (self._rest if is_over else b"")
+            sys.stdout.write(json.dumps(_log_record(self._log, state, whole)) + "\n")
+            sys.stdout.flush()
+
+
+class _Show(Protocol):
+    def __call__(self, text: bytes, state: RunState, *, is_over: bool) -> None: ...
+
+
+def _copy(log: Path, lookout: Lookout | None, state: RunState, show: _Show) -> None:
+    """Show the log; with a lookout, until the run has ended."""
     looked_at = time.monotonic()
     with log.open("rb") as file:
         while True:
             # Asked before the read, so that what was written before the end is still copied.
             is_over = lookout is None or state.state in ENDED
             while chunk := file.read(1 << 16):
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.flush()
+                show(chunk, state, is_over=False)
             if is_over or lookout is None:
+                show(b"", state, is_over=True)
                 return
             time.sleep(FOLLOW_S)
             own = states.Records(lookout.plan).status(state.run)

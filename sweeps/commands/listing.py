@@ -80,10 +80,7 @@ def _print(
     for plan, surveyed in rows:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(plan.created_at))
         lines.append((created, plan.sweep, display.summary(surveyed), str(plan.root)))
-    for one in waiting:
-        is_queued = queue is not None and one.is_queued(queue)
-        said = str(one) if is_queued else one.what_is_left
-        lines.append(("", one.sweep, said, one.directory))
+    lines.extend(("", one.sweep, one.told(queue), one.directory) for one in waiting)
     if len(lines) == 1:
         return
     widths = [max(len(line[column]) for line in lines) for column in range(3)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rundir import UserError, unknown
 from rundir.files import PLAN_FILE, SWEEP_DIR
+from sweeps.cluster import scheduler
 from sweeps.follow import successors
 from sweeps.planning.plan import Plan, PlannedRun
 
@@ -45,15 +46,24 @@ def read(root: Path) -> Plan:
     """Return the plan of the sweep in a directory.
 
     Raises:
-        UserError: it has none that can be read.
+        UserError: it has none that can be read; of a second stage, what it waits for.
+        ClusterError: whether a second stage waits can't be told, as SLURM does not answer.
     """
     plan = Plan.read(root)
     if plan is None:
-        waiting = successors.read(root)
-        raise UserError(
-            f"{root} {waiting.what_is_left if waiting else 'has no plan; launch it again'}"
-        )
+        said = _without_plan(root)
+        plan = Plan.read(root)  # it may have been launched meanwhile
+        if plan is None:
+            raise UserError(f"{root} {said}")
     return plan
+
+
+def _without_plan(root: Path) -> str:
+    """Say why a sweep has no plan; costs one squeue for a second stage."""
+    found = successors.read(root)
+    if found is None:
+        return "has no plan; launch it again"
+    return found.told(None if found.error is not None else scheduler.queue(found.user))
 
 
 def roots(multirun: Path) -> list[Path]:

@@ -51,11 +51,11 @@ class Successor:
             return f"was not launched: {self.error}"
         return f"waits for {self.after} (job {', '.join(self.jobs)}); job {self.job} launches it"
 
-    @property
-    def what_is_left(self) -> str:
-        """Say how it stands when its job is not in the queue any more."""
-        gone = f"is not launched: its job {self.job} is gone; launch it again"
-        return str(self) if self.error is not None else gone
+    def told(self, queue: Queue | None) -> str:
+        """Say how it stands; without a queue, that its job is not in one any more."""
+        if self.error is not None or (queue is not None and self.is_queued(queue)):
+            return str(self)
+        return f"is not launched: its job {self.job} is gone; launch it again"
 
 
 def read(root: Path) -> Successor | None:

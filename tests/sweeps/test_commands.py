@@ -13,6 +13,7 @@ import pytest
 from analysis import collector, tables
 from analysis.store import read_problems
 from rundir import State, read_status
+from sweeps.commands import following
 from sweeps.follow.progress import Pace
 from sweeps.planning.identity import signature
 from sweeps.planning.plan import PlanBase
@@ -103,6 +104,31 @@ def test_a_followed_log_ends_with_its_run(shell, toy):
     assert "RuntimeError: the task is broken" in done.stdout
 
 
+def test_a_log_is_followed_in_json_too_a_line_whenever_it_grows(
+    make_sweep, sweeps_command, monkeypatch
+):
+    sweep = make_sweep(runs=1)
+    sweep.record(0, State.RUNNING, log="first\nsec")
+    log = next(Path("multirun").rglob("train.log"))
+    steps = iter(["ond\nthi", "rd"])
+
+    def time_passes(_):
+        with log.open("a") as file:
+            file.write(next(steps))
+        if log.read_text().endswith("third"):
+            sweep.record(0, State.COMPLETED)
+
+    monkeypatch.setattr(following.time, "sleep", time_passes)
+    code, out, _ = sweeps_command("logs", "0", "--follow", "--json")
+    told = [(record["state"], record["lines"]) for record in map(json.loads, out.splitlines())]
+    assert code == 0
+    assert told == [
+        ("running", ["first"]),
+        ("running", ["second"]),
+        ("completed", ["third"]),
+    ]
+
+
 def test_the_log_of_a_worker_is_shown_where_the_run_has_none(make_sweep, sweeps_command, json_of):
     sweep = make_sweep(runs=2)
     sweep.hand_over()
@@ -133,6 +159,16 @@ def test_watch_prints_a_json_line_a_change_and_ends_with_the_runs(make_sweep, sw
     (line,) = out.splitlines()
     assert code == 1
     assert json.loads(line)["summary"] == {"runs": 1, "states": {"failed": 1}}
+
+
+@pytest.mark.parametrize("command", [["watch"], ["logs", "0", "--follow"]])
+def test_ctrl_c_while_following_exits_130(make_sweep, sweeps_command, monkeypatch, command):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    make_sweep(runs=1).record(0, State.RUNNING, log="")
+    monkeypatch.setattr(following.time, "sleep", interrupt)
+    assert sweeps_command(*command)[0] == 130
 
 
 def test_promise_27_no_command_on_the_login_node_imports_torch(make_sweep):
@@ -359,6 +395,32 @@ def test_a_second_stage_that_waits_is_listed_told_and_cancelled(
     assert (tmp_path / "cancelled").read_text() == "13\n"
     error = "error: multirun/two has no plan; launch it again\n"
     assert sweeps_command("status", "two") == (2, "", error)
+
+
+@pytest.mark.parametrize("command", [["logs", "two", "0"], ["retry", "two"]])
+def test_commands_about_runs_say_what_a_second_stage_waits_for(
+    second_stage, sweeps_command, slurm_that_obeys, command
+):
+    slurm_that_obeys.write_text("13|0|PENDING||Dependency|two.successor\n")
+    said = "multirun/two waits for one (job 12); job 13 launches it"
+    assert sweeps_command(*command) == (2, "", f"error: {said}\n")
+
+
+@pytest.mark.parametrize("command", [["watch", "two"], ["logs", "two", "0", "--follow"]])
+def test_following_a_second_stage_waits_until_it_is_launched(
+    second_stage, make_sweep, sweeps_command, slurm_that_obeys, monkeypatch, command
+):
+    slurm_that_obeys.write_text("13|0|PENDING||Dependency|two.successor\n")
+    looks = iter(["still waits", "launched"])
+
+    def time_passes(_):
+        if next(looks) == "launched":
+            make_sweep("two", runs=1).record(0, State.COMPLETED, log="trained\n")
+
+    monkeypatch.setattr(following.time, "sleep", time_passes)
+    code, _, err = sweeps_command(*command)
+    assert code == 0
+    assert err.startswith("sweep two: waits for one (job 12); job 13 launches it\n")
 
 
 def test_a_second_stage_whose_job_is_gone_or_failed_is_not_said_to_wait(
