@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -79,10 +79,12 @@ def survey(
         accounting: asked how jobs ended that neither the runs' records nor squeue tell of.
     """
     held = claims.attempts(plan.claims)
-    handed = _handed_over(plan, ledger.entries(plan.home) if entries is None else entries, queue)
+    entries = ledger.entries(plan.home) if entries is None else entries
+    handed = _handed_over(plan, entries, queue)
     records = Records(plan) if records is None else records
+    is_idle = cache(lambda: not any(_is_live(_answered(plan, e, queue), queue) for e in entries))
     states = [
-        _present(run, held.get(str(run.index), 0), handed.get(run.index), queue, records)
+        _present(run, held.get(str(run.index), 0), handed.get(run.index), queue, records, is_idle)
         for run in plan.runs
     ]
     states = [_with_cancellation(state, handed.get(state.run.index)) for state in states]
@@ -100,6 +102,7 @@ def _present(
     handed: _HandedOver | None,
     queue: Queue | None,
     records: Records,
+    is_idle: Callable[[], bool],
 ) -> RunState:
     """Return where a run stands, whose latest listed claim is that of ``attempt``."""
     status = records.status(run)
@@ -109,6 +112,9 @@ def _present(
     # An attempt may have begun since the claims were listed.
     begun = status.attempt if status is not None else 0
     claim = (records.claim(run, begun) if begun > attempt else None) or records.claim(run, attempt)
+    if claim is not None and claim.is_damaged and is_idle():
+        why = f"{_damage(claim)}; nothing of the sweep is at work any more"
+        return RunState(run, State.LOST, attempts_of(claim, status), status, why)
     found = _state(run, status, claim, handed, queue)
     if found.state is State.LOST:
         # It may have ended between the look at its record and the look at its process.
@@ -184,11 +190,15 @@ def standing(
     if claim is None:
         return State.PLANNED, None
     if claim.owner.is_alive(queue):
-        return State.RUNNING, None
+        return State.RUNNING, _damage(claim) if claim.is_damaged else None
     if claim.owner.job is not None:
         return State.LOST, f"job {claim.owner.job} left the queue without ending the run"
     where = f"process {claim.owner.pid} on {claim.owner.host}"
     return State.LOST, f"{where} is gone and left no end record"
+
+
+def _damage(claim: Claim) -> str:
+    return f"the claim of attempt {claim.attempt} is damaged and does not say who is at work"
 
 
 def queue_of(plan: Plan, entries: Sequence[Entry] | None = None) -> Queue | None:
@@ -283,6 +293,11 @@ def _handed_over(
             for place, (index, attempt) in enumerate(by.share.runs):
                 found[index] = _HandedOver(by, place, attempt)
     return found
+
+
+def _is_live(entry: Entry, queue: Queue | None) -> bool:
+    """Say whether any worker of a submission may be at work, or come to be."""
+    return any(entry.live_job(i, queue) for i in range(entry.submission.elements))
 
 
 def _may_be_taken(entry: Entry) -> bool:

@@ -62,7 +62,11 @@ def read(root: Path) -> Successor | None:
     """Return the second stage that waits in a directory; None if none does."""
     folder = root / SWEEP_DIR / SUCCESSOR_DIR
     record = read_json(folder / WAITING_FILE)
-    if record is None or (root / SWEEP_DIR / PLAN_FILE).exists():
+    if (
+        not record
+        or not isinstance(record.get("job"), str)
+        or (root / SWEEP_DIR / PLAN_FILE).exists()
+    ):
         return None
     logs = sorted(folder.glob(f"{record['job']}_*log.out"), key=os.path.getmtime)
     lines = logs[-1].read_text(errors="replace").splitlines() if logs else []

@@ -161,6 +161,9 @@ def _queue(path: Path, claim: Claim) -> scheduler.Queue | None:
 
 def _running(path: Path, claim: Claim) -> str:
     """Say who holds a claim; if nobody can tell whether that is gone, also what to do then."""
+    if claim.is_damaged:
+        said = f"claimed already, but {path} is damaged and does not say by whom"
+        return f"{said}; if nobody works on the run for sure, delete it"
     found = f"running already, as process {claim.owner.pid} on {claim.owner.host}"
     if claim.owner.is_alive_here():
         return found

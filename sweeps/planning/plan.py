@@ -229,18 +229,27 @@ class Plan:
         record = read_json(path)
         if record is None:
             if path.exists():
-                raise UserError(f"{path} is not a plan; restore it or move the sweep away")
+                raise _not_a_plan(path)
             return None
         if record.get("version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path} has version {record.get('version')}; this optsweep reads {SCHEMA_VERSION}"
             )
-        runs = [
-            PlannedRun(**{**raw, "overrides": tuple(raw["overrides"])}) for raw in record["runs"]
-        ]
-        bases = [PlanBase(tuple(b["groups"]), b["config"], b["hydra"]) for b in record["bases"]]
+        try:
+            runs = [
+                PlannedRun(**{**raw, "overrides": tuple(raw["overrides"])})
+                for raw in record["runs"]
+            ]
+            bases = [PlanBase(tuple(b["groups"]), b["config"], b["hydra"]) for b in record["bases"]]
+            sweep = record["sweep"]
+        except (KeyError, TypeError):
+            raise _not_a_plan(path) from None
         more = {key: record[key] for key in ("created_at", "tasks", "rerun_of") if key in record}
-        return cls(record["sweep"], root, runs, bases, **more)
+        return cls(sweep, root, runs, bases, **more)
+
+
+def _not_a_plan(path: Path) -> UserError:
+    return UserError(f"{path} is not a plan; restore it or move the sweep away")
 
 
 def candidates(

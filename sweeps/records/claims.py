@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from rundir import OptsweepError, read_json
-from sweeps.records.owners import Owner
+from rundir import read_json
+from sweeps.records.owners import UNKNOWN, Owner
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Claim:
 
     attempt: int
     owner: Owner
+
+    @property
+    def is_damaged(self) -> bool:
+        """Say whether its file does not tell who holds it."""
+        return self.owner == UNKNOWN
 
 
 def claim(directory: Path, name: str, attempt: int, owner: Owner) -> bool:
@@ -83,14 +88,10 @@ def _listed(directory: Path) -> Iterator[tuple[str, int]]:
 
 
 def read(directory: Path, name: str, attempt: int) -> Claim:
-    """Return one claim.
-
-    Raises:
-        OptsweepError: it is damaged.
-    """
+    """Return one claim; its owner is unknown where the file is damaged."""
     record = read_json(directory / f"{name}.{attempt}")
-    if record is None:
-        raise OptsweepError(
-            f"{directory / name}.{attempt} is damaged; it does not say who holds it"
-        )
-    return Claim(attempt, Owner.from_record(record))
+    try:
+        owner = UNKNOWN if record is None else Owner.from_record(record)
+    except (KeyError, TypeError):
+        owner = UNKNOWN
+    return Claim(attempt, owner)

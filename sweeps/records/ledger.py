@@ -143,15 +143,18 @@ class Submission:
 
     @classmethod
     def read(cls, home: Path, name: str) -> Submission | None:
-        """Return a submission by its id; None if its record is absent."""
+        """Return a submission by its id; None if its record is absent or damaged."""
         record = read_json(home / SUBMISSIONS_DIR / name / SUBMISSION_FILE)
         if record is None:
             return None
-        share = record["share"]
-        runs = tuple((index, attempt) for index, attempt in share["runs"])
-        rules = Rules.from_record(share["rules"]) if "rules" in share else Rules()
-        shared = Share(**{**share, "runs": runs, "gpus": tuple(share["gpus"]), "rules": rules})
-        return cls(**{**record, "share": shared})
+        try:
+            share = record["share"]
+            runs = tuple((index, attempt) for index, attempt in share["runs"])
+            rules = Rules.from_record(share["rules"]) if "rules" in share else Rules()
+            shared = Share(**{**share, "runs": runs, "gpus": tuple(share["gpus"]), "rules": rules})
+            return cls(**{**record, "share": shared})
+        except (KeyError, TypeError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -193,19 +196,18 @@ def record(home: Path, event: str, submission: str, **fields: object) -> None:
 
 
 def entries(home: Path) -> list[Entry]:
-    """Return every submission that the ledger knows, oldest first."""
+    """Return every submission that the ledger knows, oldest first.
+
+    A damaged line counts as not written: what it answered is looked up again.
+    """
     last: dict[str, dict[str, Any]] = {}
     first: dict[str, float] = {}
     cancelled: dict[str, set[int]] = {}
     try:
-        lines = (home / LEDGER_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (home / LEDGER_FILE).read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:  # torn by a kill in the middle of the write
-            continue
+    for event in filter(None, map(_event, lines)):
         if event["event"] == CANCELLED:
             cancelled.setdefault(event["submission"], set()).update(event["runs"])
             continue
@@ -221,6 +223,22 @@ def entries(home: Path) -> list[Entry]:
             entry = Entry(submission, answer, event.get("job"), owners, first[name], taken_back)
             found.append(entry)
     return found
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """Return what a line tells; None if it was torn by a kill in the middle of the write."""
+    try:
+        event = json.loads(line)
+        kinds: dict[str, type | tuple[type, ...]] = {"event": str, "submission": str}
+        kinds["t"] = (int, float)
+        if event["event"] == CANCELLED:
+            kinds["runs"] = list
+        for owner in event.get("owners", ()):
+            Owner.from_record(owner)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    is_whole = all(isinstance(event.get(key), kind) for key, kind in kinds.items())
+    return event if is_whole else None
 
 
 @contextmanager

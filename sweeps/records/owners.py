@@ -60,6 +60,10 @@ class Owner:
         return True
 
 
+UNKNOWN = Owner(host="", boot="", pid=0, started=0)
+"""Stands for whoever holds a claim that does not say so; nothing proves that it is gone."""
+
+
 def myself(job: str | None = None, restarts: int = 0) -> Owner:
     """Return this process as an owner."""
     return named(os.getpid(), job, restarts)

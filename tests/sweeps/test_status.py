@@ -238,6 +238,72 @@ def test_ls_shows_the_counts_of_every_sweep(make_sweep, sweeps_command, json_of)
     assert [row["summary"]["runs"] for row in json_of("ls")] == [4, 1]
 
 
+@pytest.mark.parametrize("plan", ["", "[]", '{"version": 1}', '{"version": 1, "runs": [3]}'])
+def test_a_damaged_plan_costs_ls_that_sweep_only(make_sweep, sweeps_command, json_of, plan):
+    make_sweep("a")
+    path = make_sweep("b").plan.home / "plan.json"
+    path.write_text(plan)
+    error = f"{path} is not a plan; restore it or move the sweep away"
+    assert sweeps_command("status", "b") == (2, "", f"error: {error}\n")
+    code, out, _ = sweeps_command("ls")
+    assert code == 0
+    assert "4 runs: 4 planned" in out
+    assert out.splitlines()[2].split(maxsplit=1) == ["b", f"{error}  multirun/b"]
+    assert json_of("ls")[1] == {"sweep": "b", "directory": "multirun/b", "error": error}
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"host": 1}'])
+def test_a_damaged_claim_costs_its_run_only_and_holds_it_while_anything_is_at_work(
+    make_sweep, json_of, monkeypatch, text
+):
+    sweep = make_sweep(runs=3)
+    sweep.hand_over()
+    sweep.record(1, State.COMPLETED)
+    for name in ("0.1", "1.1"):
+        (sweep.plan.claims / name).write_text(text)
+    queue = Queue({"12_2": Element("RUNNING")})
+    monkeypatch.setattr(states, "queue_of", lambda *_: queue)
+    said = "the claim of attempt 1 is damaged and does not say who is at work"
+    found = [(run["state"], run["reason"]) for run in json_of("status")["runs"]]
+    assert found[:2] == [("running", said), ("completed", None)]
+    queue.clear()
+    run = json_of("status")["runs"][0]
+    assert (run["state"], run["attempts"]) == ("lost", 1)
+    assert run["reason"] == f"{said}; nothing of the sweep is at work any more"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "{}",
+        '{"t": 1, "submission": "abc"}',
+        '{"t": 1, "event": "cancelled", "submission": "abc"}',
+        '{"t": 1, "event": "job", "submission": "abc", "owners": [{}]}',
+        '{"t": "x", "event": "job", "submission": 3}',
+        "\udcff",
+    ],
+)
+def test_a_damaged_line_of_the_ledger_costs_at_most_itself(make_sweep, sweeps_command, line):
+    sweep = make_sweep(runs=2)
+    sweep.record(0, State.COMPLETED)
+    sweep.record(1, State.COMPLETED)
+    sweep.hand_over("local")
+    before = ledger.entries(sweep.plan.home)
+    with (sweep.plan.home / "ledger.jsonl").open("a", errors="surrogateescape") as file:
+        file.write(line + "\n")
+    assert ledger.entries(sweep.plan.home) == before
+    assert sweeps_command("status")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["{}", '{"share": 1}', "[]"])
+def test_a_damaged_record_of_a_submission_counts_as_absent(make_sweep, text):
+    sweep = make_sweep(runs=1)
+    sweep.hand_over()
+    (sweep.plan.home / "submissions" / "abc" / "submission.json").write_text(text)
+    assert ledger.entries(sweep.plan.home) == []
+
+
 ATTEMPTS = st.integers(0, 3)
 RECORD = st.one_of(st.none(), st.tuples(st.sampled_from(sorted(State)), st.integers(1, 3)))
 
