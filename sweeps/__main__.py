@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from rundir import exit_code_of, unknown
+from rundir import UserError, exit_code_of, unknown
 from rundir.files import MULTIRUN
 from sweeps.commands import following, listing, shell_completion, steering
 from sweeps.commands.comparison import RTOL
@@ -21,8 +22,16 @@ def completion(_arguments: argparse.Namespace) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the user's error."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__)
+    parser = _Parser(prog="python -m sweeps", description=__doc__)
     kinds = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def add(function: Command, *, sweep: bool = True, json: bool = True) -> argparse.ArgumentParser:
@@ -43,12 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="index or name of the run")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     logs.add_argument("--worker", action="store_true", help="the log of its worker instead")
-    runs = {"nargs": "+", "metavar": "RUN", "help": "only these: 3, 4-7 or names"}
+    runs = {"action": "append", "metavar": "RUN,…", "help": "only these: 3, 4-7 or names"}
     add(listing.ls, sweep=False).add_argument("--all", action="store_true", help="older ones too")
     add(steering.cancel).add_argument("--runs", **runs)  # type: ignore[arg-type]
     retry = add(steering.retry)
     retry.add_argument("--runs", **runs)  # type: ignore[arg-type]
-    retry.add_argument("--state", nargs="+", help="only runs that ended so, e.g. failed,timeout")
+    ended = {"action": "append", "metavar": "STATE,…", "help": "only runs that ended so"}
+    retry.add_argument("--state", **ended)  # type: ignore[arg-type]
     retry.add_argument("--exclude-bad-nodes", action="store_true", help="avoid suspicious nodes")
     retry.add_argument("--dry-run", action="store_true", help="say what would be submitted")
     rerun = add(steering.rerun, sweep=False, json=False)
@@ -78,11 +88,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     parser = _parser()
     commands = shell_completion.commands_of(parser)
-    if words and not words[0].startswith("-") and words[0] not in commands:
+    if not words or words[0].startswith("-"):
+        parser.parse_args(words)  # shows the help, or says that a command is missing
+    if words[0] not in commands:
         raise unknown("command", words[0], commands)
-    parsed = parser.parse_args(words)
+    parsed = _parsed(commands[words[0]], words[1:])
     code: int = parsed.function(parsed)
     return code
+
+
+def _parsed(command: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse what follows a command, its options before, after and between the other words.
+
+    Raises:
+        UserError: in one line; of an unknown option with the nearest one.
+    """
+    parsed, rest = command.parse_known_intermixed_args(words)
+    for word in rest:
+        if word.startswith("-"):
+            legal = [text for action in command._actions for text in action.option_strings]  # noqa: SLF001
+            raise unknown("option", word.partition("=")[0], legal, command.prog)
+    if rest:
+        command.error(f"too many words: {' '.join(rest)}")
+    return parsed
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
+
+from sweeps.__main__ import main
+from sweeps.commands import rerun
 
 LR = "optimizer.optimizer_params.lr"
 
@@ -225,6 +229,22 @@ def test_promise_04_callbacks_and_environment_of_the_saved_run_are_honoured(shel
     original = next((shell.cwd / "outputs").rglob("run.json")).parent
     shell("-m", "sweeps", "rerun", str(original))
     assert log.read_text() == once * 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("DIR", "--verify", "--cluster", "seed=1", "lr=2"),
+        ("--cluster", "DIR", "seed=1", "--verify", "lr=2"),
+        ("--verify", "--cluster", "DIR", "seed=1", "lr=2"),
+    ],
+)
+def test_overrides_may_stand_anywhere_among_the_options(monkeypatch, words):
+    asked = []
+    monkeypatch.setattr(rerun, "rerun", lambda *said: asked.append(said) or 0)
+    assert main(["rerun", *words]) == 0
+    how = rerun.How(verify=True, on_cluster=True)
+    assert asked == [(Path("DIR"), ["seed=1", "lr=2"], how)]
 
 
 def test_a_run_of_this_machine_is_not_sent_to_a_cluster_that_it_does_not_name(shell, original):
