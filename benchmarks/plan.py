@@ -23,6 +23,7 @@ from pathlib import Path
 from report import ROOT, Report, workplace
 
 from sweeps.planning.plan import Plan
+from sweeps.records.freeze import CODE_DIR
 from tests.slurm.conftest import Lab, start_lab
 
 RATIO, PLANNED_S, RSS_MB = 50.0, 15.0, 500.0
@@ -105,6 +106,16 @@ def queued(lab: Lab) -> int:
     return len([line for line in lines if re.fullmatch(r"\d+_\d+", line)])
 
 
+def written(home: Path) -> int:
+    """Return the bytes that a sweep's own files and directories take on disk, without its code."""
+    blocks = 0
+    for folder, folders, files in os.walk(home):
+        if Path(folder) == home:
+            folders.remove(CODE_DIR)
+        blocks += sum(os.lstat(f"{folder}/{name}").st_blocks for name in (*files, *folders))
+    return blocks * 512
+
+
 def large(report: Report, place: Path, lab: Lab, runs: int) -> None:
     """Submit many runs to the real SLURM, in a partition that starts none."""
     lab.run("scontrol", "update", "PartitionName=main", "State=DOWN")
@@ -118,6 +129,8 @@ def large(report: Report, place: Path, lab: Lab, runs: int) -> None:
     report.add(f"submit_{runs}_cpu_s", cpu, "its processor time")
     report.add("peak_rss_mb", memory, "of that command and its children", most=RSS_MB)
     report.add("plan_bytes_per_run", size / runs, "plan.json")
+    kept = written(plan.home)
+    report.add("sweep_bytes_per_run", kept / runs, "on disk below .sweep, without the frozen code")
     report.add("plan_read_s", _seconds(lambda: Plan.read(plan.root)), "every worker's start")
     seconds, *_ = measured(ours(runs, "large"), place, lab)
     report.add("launch_again_s", seconds, "the same command again: nothing to submit")
