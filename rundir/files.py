@@ -14,12 +14,14 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
+
+from rundir.errors import Superseded
 
 SCHEMA_VERSION = 1
 """Written into run.json, status.json and plan.json."""
@@ -105,11 +107,16 @@ _STATUS_KEYS = frozenset(item.name for item in fields(Status))
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, permit: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
     """Open a sibling to write, and put it in the place of ``path`` when the block ends well.
 
     A reader sees the old file or the new one, never a part; after the block the new one survives a
     crash of the machine. When the block raises, the old file stays and the sibling goes.
+
+    Args:
+        path: the file to replace.
+        permit: called when only the renaming is left, as writing may have taken minutes on a stuck
+            disk; raises to forbid it.
     """
     handle, sibling = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -118,6 +125,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(sibling, 0o644)
+        if permit is not None:
+            permit()
         os.replace(sibling, path)
     except BaseException:
         Path(sibling).unlink(missing_ok=True)
@@ -153,13 +162,13 @@ def locked(path: Path) -> Iterator[str | None]:
         yield None
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace ``path`` by the JSON of ``value``.
+def write_json(path: Path, value: object, permit: Callable[[], None] | None = None) -> None:
+    """Replace ``path`` by the JSON of ``value``, if ``permit`` lets it; see :func:`replacing`.
 
     NaN and the infinities are written as Python's json does (``NaN``, ``Infinity``) and survive the
     round trip.
     """
-    with replacing(path) as file:
+    with replacing(path, permit) as file:
         file.write(json.dumps(value, indent=1, default=str).encode() + b"\n")
 
 
@@ -188,10 +197,33 @@ def parse_status(raw: Mapping[str, Any] | None) -> Status | None:
         return None
 
 
-def write_status(run_dir: Path, status: Status) -> None:
-    """Replace status.json atomically."""
+def write_status(run_dir: Path, status: Status, successor: Path | None = None) -> None:
+    """Replace status.json atomically.
+
+    Args:
+        run_dir: the run directory.
+        status: what to record.
+        successor: the file that a later attempt begins with.
+
+    Raises:
+        Superseded: a later attempt has begun or is on record; status.json is as it was.
+    """
+
+    def permit() -> None:
+        found = read_status(run_dir)
+        if found is not None and found.attempt > status.attempt:
+            raise superseded(status.attempt, found.attempt)
+        if successor is not None and successor.exists():
+            raise superseded(status.attempt, status.attempt + 1)
+
+    permit()
     record = {k: v for k, v in asdict(status).items() if v is not None}
-    write_json(run_dir / STATUS_FILE, {"version": SCHEMA_VERSION, **record})
+    write_json(run_dir / STATUS_FILE, {"version": SCHEMA_VERSION, **record}, permit)
+
+
+def superseded(attempt: int, later: int) -> Superseded:
+    """Build the error for an attempt that a later one has taken the place of."""
+    return Superseded(f"attempt {later} at this run has begun; attempt {attempt} ends")
 
 
 def open_for_append(path: Path) -> int:

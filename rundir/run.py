@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from rundir.errors import Diverged, OptsweepError, Preempted
+from rundir.errors import Diverged, OptsweepError, Preempted, Superseded
 from rundir.files import (
     CHECKPOINT_DIR,
     METRICS_FILE,
@@ -18,11 +18,15 @@ from rundir.files import (
     Status,
     open_for_append,
     read_status,
+    superseded,
     write_status,
 )
 
 STATUS_INTERVAL_S = 0.5
 """Least seconds between two progress writes of status.json."""
+
+FENCE_INTERVAL_S = 2.0
+"""Seconds between two looks whether a later attempt has begun, besides those at each write."""
 
 
 class Run:
@@ -34,6 +38,9 @@ class Run:
 
         with Run("somewhere") as run:
             train(config, run)
+
+    Once a later attempt at the run has begun, as this one was taken for gone, every verb raises
+    :class:`Superseded` and nothing is written any more.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Run:
         on_progress: Callable[[Status], None] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        successor: Path | None = None,
     ) -> None:
         """Open the directory for one attempt, creating it if needed.
 
@@ -57,6 +65,10 @@ class Run:
             on_progress: called with every new status, e.g. to print a line.
             rank: which of the run's processes this is; those above 0 write nothing at all.
             world_size: how many processes the run has.
+            successor: the file whose appearance means that the next attempt has begun.
+
+        Raises:
+            Superseded: a later attempt has begun.
         """
         self.path = Path(path)
         self.rank, self.world_size = rank, world_size
@@ -65,7 +77,6 @@ class Run:
         last = read_status(self.path)
         self.attempt = attempt if attempt is not None else (last.attempt + 1 if last else 1)
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.checkpoints = self.path / CHECKPOINT_DIR
         self.stop_requested: str | None = None
         """Name of the signal or limit that asks the task to checkpoint and stop, or None."""
         now = time.time()
@@ -80,9 +91,37 @@ class Run:
         )
         self._on_progress = on_progress
         self._written_at = 0.0
+        self._successor = None if rank else successor
+        self._looked_at = time.monotonic()
+        self._superseded: Superseded | None = None
         self._first_progress: tuple[float, int] | None = None
         self._metrics = open_for_append(self.path / METRICS_FILE) if rank == 0 else None
         self._write(self.status)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where to keep what the run resumes from; costs a stat.
+
+        Raises:
+            Superseded: a later attempt has begun, which alone may save there.
+        """
+        self._hold()
+        return self.path / CHECKPOINT_DIR
+
+    @property
+    def is_superseded(self) -> bool:
+        """Say whether a later attempt has begun; costs a stat."""
+        self._looked_at = time.monotonic()
+        if self._superseded is None and self._successor is not None and self._successor.exists():
+            self._superseded = superseded(self.attempt, self.attempt + 1)
+        return self._superseded is not None
+
+    def _hold(self, at_most_every_s: float = 0.0) -> None:
+        """Raise :class:`Superseded` if a later attempt has begun, as far as the last look tells."""
+        if time.monotonic() - self._looked_at >= at_most_every_s:
+            _ = self.is_superseded
+        if self._superseded is not None:
+            raise self._superseded
 
     def log(self, stream: str, step: int, **metrics: float) -> None:
         """Append one record to metrics.jsonl. NaN and the infinities survive.
@@ -91,7 +130,11 @@ class Run:
             stream: e.g. ``"train"`` or ``"val"``; each becomes a table of its own in the store.
             step: optimizer steps done when the metrics were measured.
             metrics: flat numbers; names may hold dots and slashes.
+
+        Raises:
+            Superseded: a later attempt has begun.
         """
+        self._hold(FENCE_INTERVAL_S)
         if self._metrics is None:
             return
         record = {"stream": stream, "step": step, "t": time.time(), "attempt": self.attempt}
@@ -105,7 +148,11 @@ class Run:
             step: steps done so far.
             total_steps: steps of the whole run.
             figures: what ``status`` and ``watch`` show, e.g. ``loss``, ``tokens_per_second``.
+
+        Raises:
+            Superseded: a later attempt has begun.
         """
+        self._hold(FENCE_INTERVAL_S)
         now = time.time()
         if self._first_progress is None:
             self._first_progress = (now, step)
@@ -127,8 +174,15 @@ class Run:
         self.stop_requested = reason
 
     def end(self, state: State, reason: str | None = None, exit_code: int = 0) -> None:
-        """Record how this attempt ended."""
+        """Record how this attempt ended.
+
+        Raises:
+            Superseded: a later attempt has begun, whose record stays.
+        """
         now = time.time()
+        if self._metrics is not None:
+            os.close(self._metrics)
+            self._metrics = None
         self._write(
             replace(
                 self.status,
@@ -140,15 +194,20 @@ class Run:
                 ended_at=now,
             )
         )
-        if self._metrics is not None:
-            os.close(self._metrics)
 
     def _write(self, status: Status) -> None:
         self.status = status
         self._written_at = time.time()
         if self.rank:
             return
-        write_status(self.path, status)
+        if self._superseded is not None:
+            raise self._superseded
+        try:
+            write_status(self.path, status, self._successor)
+        except Superseded as error:
+            self._superseded = error
+            raise
+        self._looked_at = time.monotonic()
         if self._on_progress is not None:
             self._on_progress(status)
 
@@ -161,7 +220,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.end(*ending(error))
+        if not isinstance(error, Superseded):
+            self.end(*ending(error))
 
 
 def ending(error: BaseException | None) -> tuple[State, str | None, int]:

@@ -95,7 +95,10 @@ def carry_out(job: Job, threads: int | None) -> int:
     if not won:
         raise UserError(f"{job.directory} was claimed by another process just now")
     element, shown = requeue.this_element(), progress.OneRun(job.name)
-    status = execute(job, attempt, threads, slurm_job=element, on_progress=shown)
+    successor = claims.path_of(job.directory, CLAIM, attempt + 1)
+    status = execute(
+        job, attempt, threads, successor=successor, slurm_job=element, on_progress=shown
+    )
     if status.state is not State.COMPLETED:
         log = job.directory / LOG_FILE
         display.err.print(f"{status.state}: {status.reason}; see {log}", markup=False)
@@ -137,7 +140,7 @@ def _next_attempt(job: Job) -> tuple[int | None, str]:
     if state is State.PLANNED:
         return attempts + 1, "new run"
     if claim is not None and state is State.RUNNING:
-        held_in = job.directory / f"{CLAIM}.{claim.attempt}"
+        held_in = claims.path_of(job.directory, CLAIM, claim.attempt)
         state, reason = states.standing(claim, status, _queue(held_in, claim))
         if state is State.RUNNING:
             return None, _running(held_in, claim)

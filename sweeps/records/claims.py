@@ -42,7 +42,7 @@ def claim(directory: Path, name: str, attempt: int, owner: Owner) -> bool:
         owner: recorded in the claim.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if (directory / f"{name}.{attempt}").exists():  # a hundredth of the cost of losing the race
+    if path_of(directory, name, attempt).exists():  # a hundredth of the cost of losing the race
         return False
     with NamedTemporaryFile("w", dir=directory, prefix=".", suffix=".new") as file:
         json.dump(asdict(owner), file)
@@ -50,11 +50,16 @@ def claim(directory: Path, name: str, attempt: int, owner: Owner) -> bool:
         os.fchmod(file.fileno(), 0o644)  # colleagues look at the sweep too
         os.fsync(file.fileno())
         try:
-            os.link(file.name, directory / f"{name}.{attempt}")
+            os.link(file.name, path_of(directory, name, attempt))
         except FileExistsError:
             # Or ours: NFS repeats a request whose answer was lost, and is told of its own link.
             return os.fstat(file.fileno()).st_nlink == 2
     return True
+
+
+def path_of(directory: Path, name: str, attempt: int) -> Path:
+    """Return the file whose being there claims the attempt."""
+    return directory / f"{name}.{attempt}"
 
 
 def latest(directory: Path, name: str) -> Claim | None:
@@ -89,7 +94,7 @@ def _listed(directory: Path) -> Iterator[tuple[str, int]]:
 
 def read(directory: Path, name: str, attempt: int) -> Claim:
     """Return one claim; its owner is unknown where the file is damaged."""
-    record = read_json(directory / f"{name}.{attempt}")
+    record = read_json(path_of(directory, name, attempt))
     try:
         owner = UNKNOWN if record is None else Owner.from_record(record)
     except (KeyError, TypeError):

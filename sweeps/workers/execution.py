@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rundir import OptsweepError, Run, State, Status, ending, read_json, write_json
+from rundir import OptsweepError, Run, State, Status, Superseded, ending, read_json, write_json
 from rundir.files import HYDRA_DIR, RUN_FILE, SCHEMA_VERSION
+from rundir.run import FENCE_INTERVAL_S
 from sweeps.planning import tasks
 from sweeps.planning.composition import Composed, hydra_node
 from sweeps.planning.identity import task_config
@@ -26,6 +28,10 @@ from sweeps.workers.ranks import ALONE, Place
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to checkpoint at its next step boundary and end as ``preempted``."""
+
+
+FENCE_GRACE_S = 5.0
+"""Seconds that a task has to end by itself once a later attempt has begun."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,23 @@ def execute(
     attempt: int,
     threads: int | None,
     *,
+    successor: Path | None = None,
     slurm_job: str | None = None,
     on_progress: Callable[[Status], None] | None = None,
 ) -> Status:
     """Carry out one claimed attempt and return its final status.
 
     The task's errors end the run in a state with a reason; they are logged with their traceback
-    to train.log and not raised.
+    to train.log and not raised. Once the next attempt is claimed, nothing more is recorded, and a
+    task that does not end within FENCE_GRACE_S takes this process along.
+
+    Args:
+        job: what to carry out.
+        attempt: the claimed one.
+        threads: CPU threads that the task may use; None: every core.
+        successor: the claim of the next attempt, once it is made.
+        slurm_job: the array element or job that this process is part of.
+        on_progress: called with every new status.
     """
     run = Run(
         job.directory,
@@ -68,9 +84,10 @@ def execute(
         on_progress=on_progress,
         rank=job.place.rank,
         world_size=job.place.size,
+        successor=successor,
     )
     error: BaseException | None = None
-    with _log_to(job.directory / job.place.log_file), _stop_on_signals(run):
+    with _log_to(job.directory / job.place.log_file), _stop_on_signals(run), _fenced(run):
         try:
             if run.rank == 0:
                 write_snapshot(job, run)
@@ -83,8 +100,33 @@ def execute(
             logging.getLogger(__name__).error(  # noqa: TRY400 - a traceback only for surprises
                 "%s: %s", *ending(raised)[:2], exc_info=None if expected else raised
             )
-        run.end(*ending(error))
+        with suppress(Superseded):
+            run.end(*ending(error))
     return run.status
+
+
+@contextmanager
+def _fenced(run: Run) -> Iterator[None]:
+    """Have a thread end this process soon after a later attempt has begun, whatever the task does.
+
+    It may call no verb for hours, or not care what they raise.
+    """
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not run.is_superseded:
+            if is_over.wait(FENCE_INTERVAL_S):
+                return
+        if not is_over.wait(FENCE_GRACE_S):
+            said = "attempt %d is superseded and does not end by itself"
+            logging.getLogger(__name__).error(said, run.attempt)
+            os._exit(Superseded.exit_code)
+
+    threading.Thread(target=watch, name="fence", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def write_snapshot(job: Job, run: Run) -> None:

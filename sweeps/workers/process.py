@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
-from rundir import Status, ending
+from rundir import Status, Superseded, ending
 from rundir.files import write_status
 from sweeps.cluster import requeue
 from sweeps.planning.plan import Plan
+from sweeps.records import claims
 from sweeps.records.ledger import Submission
 from sweeps.workers import warmup
 from sweeps.workers.execution import Job, execute
@@ -36,6 +38,7 @@ def be_the_run(
     """
     code = 1
     run, directory = attempt.run, plan.directory(attempt.run)
+    successor = claims.path_of(plan.claims, str(run.index), attempt.number + 1)
     try:
         log = os.open(directory / place.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
@@ -55,7 +58,7 @@ def be_the_run(
             place=place,
         )
         threads, element = warmup.threads(submission.share), requeue.this_element(submission.share)
-        status = execute(job, attempt.number, threads, slurm_job=element)
+        status = execute(job, attempt.number, threads, successor=successor, slurm_job=element)
         code = status.exit_code or 0
         if report is not None:
             report(status)
@@ -65,7 +68,8 @@ def be_the_run(
         if report is not None:
             report(end)
         else:
-            write_status(directory, end)
+            with suppress(Superseded):
+                write_status(directory, end, successor)
         traceback.print_exc()
     finally:
         os._exit(code)  # whatever was raised: a child that returned would work on as a worker

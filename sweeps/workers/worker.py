@@ -16,17 +16,26 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from rundir import ENDED, OptsweepError, State, Status, UserError, exit_code_of, read_status
+from rundir import (
+    ENDED,
+    OptsweepError,
+    State,
+    Status,
+    Superseded,
+    UserError,
+    exit_code_of,
+    read_status,
+)
 from rundir.files import write_status
 from sweeps.cluster import cores, requeue
 from sweeps.planning.plan import Plan, PlannedRun
-from sweeps.records import freeze, provenance
+from sweeps.records import claims, freeze, provenance
 from sweeps.records.failures import FAILURES, Failures
 from sweeps.records.ledger import LOCAL, Note, Share, Submission
 from sweeps.workers import warmup
@@ -57,6 +66,8 @@ class Worker:
         """Runs that it has begun."""
         self.trouble: str | None = None
         """What this machine refused it, e.g. a full disk; its runs may end, no more are begun."""
+        self._was_replaced = False
+        """A later attempt at one of its runs has begun: others go on with all that it does."""
         self._slots = Slots(self.share.slots, self.share.runs_per_gpu)
         self._deadline = Deadline.of(self.share)
         self._backlog = Backlog(plan, submission, element)
@@ -81,7 +92,7 @@ class Worker:
             self._settle(attempt, wait_status)
             self._fill()
         halt = self._refusal()
-        if halt is not None:
+        if halt is not None and not self._was_replaced:
             with self._troubles():
                 self._leave(halt)
         return bad + (self.trouble is not None)
@@ -138,13 +149,16 @@ class Worker:
 
     def _record(self, run: PlannedRun, status: Status) -> None:
         """Write how an attempt ended, unless a later attempt has begun meanwhile."""
-        directory = self.plan.directory(run)
-        found = read_status(directory)
-        if found is None or found.attempt <= status.attempt:
-            write_status(directory, status)
+        with suppress(Superseded):
+            write_status(self.plan.directory(run), status, self._successor(run, status.attempt))
+
+    def _successor(self, run: PlannedRun, attempt: int) -> Path:
+        return claims.path_of(self.plan.claims, str(run.index), attempt + 1)
 
     def _refusal(self) -> str | None:
         """Return why no further run is begun; None while one may be."""
+        if self._was_replaced:
+            return "the worker was taken for gone: another one goes on with its runs"
         if self.stopped is not None:
             return f"the worker was stopped by {self.stopped}"
         if self.trouble is not None:
@@ -160,6 +174,7 @@ class Worker:
         directory = self.plan.directory(attempt.run)
         status = read_status(directory)
         if status is None or status.attempt != attempt.number or status.state not in ENDED:
+            self._was_replaced |= self._successor(attempt.run, attempt.number).exists()
             status = end_of_killed(status, attempt.number, wait_status)
             with self._troubles():
                 self._record(attempt.run, status)
@@ -169,6 +184,8 @@ class Worker:
                 status = judged
                 with self._troubles():
                     self._record(attempt.run, status)
+        if self._was_replaced:
+            return
         self._deadline.learn(self.plan, attempt.run, status)
         if status.state is State.PREEMPTED and self.stopped is not None:
             self._interrupted.append(attempt)

@@ -1,9 +1,21 @@
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 
-from rundir import ClusterError, Diverged, Preempted, Run, State, UserError, ending, read_status
+from rundir import (
+    ClusterError,
+    Diverged,
+    Preempted,
+    Run,
+    State,
+    Superseded,
+    UserError,
+    ending,
+    read_status,
+)
 
 
 def test_nan_and_infinity_survive_in_the_metrics(tmp_path):
@@ -65,3 +77,63 @@ def test_promise_21_a_rank_above_0_writes_nothing(tmp_path):
     assert (run.rank, run.world_size, run.attempt) == (1, 2, 1)
     assert run.status.state is State.COMPLETED
     assert not run.path.exists()
+
+
+def test_the_record_of_a_later_attempt_stays(tmp_path):
+    late, next_one = Run(tmp_path, attempt=1), Run(tmp_path, attempt=2)
+    with pytest.raises(Superseded, match="attempt 2 at this run has begun; attempt 1 ends"):
+        late.progress(3, 3)
+    next_one.end(State.COMPLETED)
+    with pytest.raises(Superseded):
+        late.end(State.FAILED, "late", 1)
+    found = read_status(tmp_path)
+    assert (found.state, found.attempt) == (State.COMPLETED, 2)
+    with pytest.raises(Superseded):
+        Run(tmp_path, attempt=1)
+
+
+def test_an_attempt_that_a_claim_has_superseded_writes_nothing_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("rundir.run.FENCE_INTERVAL_S", 0)
+    successor = tmp_path / "0.2"
+    run = Run(tmp_path / "run", attempt=1, successor=successor)
+    run.log("train", 1, loss=1.0)
+    run.progress(1, 1)
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    successor.touch()
+    for verb in (
+        lambda: run.log("train", 2, loss=1.0),
+        lambda: run.progress(2, 2),
+        lambda: run.checkpoints,
+        lambda: run.end(State.COMPLETED),
+    ):
+        with pytest.raises(Superseded):
+            verb()
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_a_run_looks_for_a_later_attempt_at_most_every_two_seconds_besides_its_writes(
+    tmp_path, monkeypatch
+):
+    run = Run(tmp_path, attempt=1, successor=tmp_path / "0.2")
+    looks, real = [], Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: looks.append(path) or real(path))
+    for step in range(1000):
+        run.log("train", step, loss=1.0)
+    assert len(looks) <= 1
+
+
+def test_a_write_that_took_long_gives_way_to_an_attempt_begun_meanwhile(tmp_path, monkeypatch):
+    """A disk that hangs: another machine goes on with the run before the record is in place."""
+    run = Run(tmp_path, attempt=1)
+    sync = os.fsync
+
+    def begin_another(handle: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        Run(tmp_path, attempt=2)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", begin_another)
+    with pytest.raises(Superseded):
+        run.end(State.COMPLETED)
+    assert read_status(tmp_path).attempt == 2
+    assert not list(tmp_path.glob(".status*"))

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,27 @@ class Lab:
     def kill_node(self, node: str, *, daemon_only: bool = False) -> None:
         """End a node's slurmd by SIGKILL, with its jobs' processes unless told otherwise."""
         self.run(SCRIPTS / "nodekill.sh", node, "daemon" if daemon_only else "all")
+
+    @contextmanager
+    def apart(self, node: str) -> Iterator[Callable[[], None]]:
+        """Have a node's processes in a pid namespace of their own, as on another machine.
+
+        Gives what ends its slurmd alone; at the end all its processes are killed. Needs root.
+        """
+        self.run(SCRIPTS / "nodekill.sh", node, "daemon")
+        script = (
+            'slurmd -d "$(command -v slurmstepd)" -N "$0"; read -r _; '
+            'kill -9 "$(cat "$LAB/run/slurmd.$0.pid")"; exec sleep infinity'
+        )
+        own = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+        with subprocess.Popen(
+            [*own, "bash", "-c", script, node], env=self.env, stdin=subprocess.PIPE, text=True
+        ) as space:
+            try:
+                self.wait_idle()
+                yield lambda: print(file=space.stdin, flush=True)
+            finally:
+                space.kill()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from rundir.run import FENCE_INTERVAL_S
+
 LR = "optimizer.optimizer_params.lr"
 LONG = ("cluster=slurm", "cluster.timeout_min=10", "training.training_params.max_steps=100")
 
@@ -218,6 +220,29 @@ def test_a_run_whose_node_fails_goes_on_on_another_one(breakable, slurm_to_break
     (run,) = wait_until(login, completed)
     assert attempts(login, run) == [1, 2]
     assert {r["step"] for r in records(login, run)} == set(range(1, 101))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a pid namespace needs root")
+def test_a_run_whose_node_lives_on_although_slurm_has_given_it_up_goes_on_once(
+    breakable, slurm_to_break, toy
+):
+    """Only its slurmd dies: the first attempt ends soon after the second one is claimed."""
+    login, lab = breakable, slurm_to_break
+    with lab.apart("n1") as end_daemon:
+        lab.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
+        login(*launch(toy, f"{LR}=0.1", "training.training_params.max_steps=250"))
+        wait_until(login, at_step(3))
+        lab.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+        end_daemon()
+        lab.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
+        (run,) = wait_until(login, completed)
+        again = login.cwd / "multirun/s/.sweep/claims/0.2"
+        first = [r["t"] for r in records(login, run) if r["attempt"] == 1]
+        assert len(first) < 250
+        assert first[-1] > again.stat().st_mtime - 1, "it was alive when SLURM began it again"
+        assert first[-1] < again.stat().st_mtime + FENCE_INTERVAL_S + 1
+        own = json.loads((login.cwd / run["directory"] / "status.json").read_text())
+        assert (own["state"], own["attempt"]) == ("completed", 2)
 
 
 def test_a_restart_of_the_controller_leaves_runs_alone(breakable, slurm_to_break, toy):

@@ -12,9 +12,12 @@ import pytest
 
 from rundir import State, Status, UserError, read_status
 from rundir.files import write_status
+from rundir.run import FENCE_INTERVAL_S
 from sweeps.planning.plan import Plan, PlannedRun
+from sweeps.records import claims
 from sweeps.records.failures import Failures
 from sweeps.records.ledger import LOCAL, SLURM, Note, Share, Submission
+from sweeps.records.owners import Owner
 from sweeps.records.rules import Rules
 from sweeps.workers import warmup, worker
 from sweeps.workers.deadline import Deadline
@@ -234,6 +237,33 @@ def test_promise_08_a_worker_takes_the_next_run_the_moment_it_is_free(shell, toy
         assert mine[-1][1] >= last_began, "no worker ends while a run waits"
     if len(set(worker_of.values())) == 2:
         assert last_began < runs[0][1]["ended_at"], "none waited for the long one"
+
+
+@pytest.mark.parametrize("task", ["toy.run", "toy.run_deafly"])
+def test_a_run_that_was_begun_elsewhere_meanwhile_ends_here_and_writes_nothing_more(
+    shell, toy, task
+):
+    """The test stands for a worker of another machine, where SLURM began the element again."""
+    shell.env["TOY_STEP_S"] = "0.05"
+    steps = "training.training_params.max_steps=4000"
+    first = shell.start(*launch(toy, "seed=1,2", f"task={task}", steps, "cluster.workers=1"))
+    home = shell.cwd / "multirun/s/.sweep"
+    while not any(path.stat().st_size for path in shell.find("metrics.jsonl")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    (metrics,) = shell.find("metrics.jsonl")
+    claims.claim(home / "claims", "0", 2, Owner("elsewhere", "boot", 1, 1, "7", 1))
+    theirs = Status(State.RUNNING, 2, "elsewhere", step=7)
+    write_status(metrics.parent, theirs)
+    ours, deadline = claims.read(home / "claims", "0", 1).owner, time.monotonic() + 30
+    while ours.is_alive_here():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    seconds = records[-1]["t"] - (home / "claims" / "0.2").stat().st_mtime
+    assert seconds <= FENCE_INTERVAL_S + 1
+    assert read_status(metrics.parent) == theirs
+    assert not (home / "claims" / "1.1").exists(), "whoever has the run has all of the worker's"
 
 
 @pytest.fixture

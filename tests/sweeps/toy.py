@@ -1,11 +1,13 @@
 """A task that is not ours: no torch, a few milliseconds a step, and every way to end badly."""
 
+import itertools
 import logging
 import os
 import signal
 import time
+from contextlib import suppress
 
-from rundir import Diverged, Preempted, Run, UserError
+from rundir import Diverged, OptsweepError, Preempted, Run, UserError
 
 
 def check(config: dict) -> None:
@@ -32,6 +34,15 @@ def run(config: dict, run: Run) -> None:
         run.log("train", step + 1, loss=1 / (step + 1) + lr)
         run.progress(step + 1, steps, loss=1 / (step + 1) + lr, tokens_per_second=1000.0)
     misbehave(config["seed"])
+
+
+def run_deafly(config: dict, run: Run) -> None:
+    """Go on for ever, whatever the verbs raise."""
+    for step in itertools.count(1):
+        time.sleep(0.01)
+        with suppress(OptsweepError):
+            run.log("train", step, loss=1.0)
+            run.progress(step, step + 1)
 
 
 def check_slowly(config: dict) -> None:
