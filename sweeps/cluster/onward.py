@@ -15,6 +15,15 @@ _ENDING = "COMPLETING"
 """squeue's word for an element that is being cleaned up, to be gone or to wait once more."""
 
 
+def is_leaving(job: str | None, queue: Queue | None) -> bool:
+    """Say whether SLURM is cleaning up after an element, which then is gone or waits once more.
+
+    Which of the two, nobody can tell from outside before it is.
+    """
+    here = queue.get(job) if queue is not None and job is not None else None
+    return here is not None and here.state == _ENDING
+
+
 def next_job(
     share: Share,
     made: int,

@@ -166,6 +166,9 @@ def _by_name(text: str, names: Collection[str]) -> dict[str, str]:
 def endings(jobs: Collection[str]) -> dict[str, Ending]:
     """Ask sacct once how elements that left the queue ended; return what it knows, by id.
 
+    Args:
+        jobs: elements, and arrays of which every element is meant.
+
     Raises:
         ClusterError: accounting is off, or gives no answer within ACCOUNTING_S.
     """
@@ -177,7 +180,8 @@ def endings(jobs: Collection[str]) -> dict[str, Ending]:
     found = {}
     for line in ask(*command, seconds=ACCOUNTING_S).splitlines():
         job, state, code, nodes = line.split("|")[:4]
-        if job in jobs and state and state.split()[0] in _STATES:
+        is_asked = job in jobs or job.partition("_")[0] in jobs
+        if is_asked and state and state.split()[0] in _STATES:
             found[job] = _ending(state, f"exit code {code}", nodes)
     return found
 

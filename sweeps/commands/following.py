@@ -299,11 +299,11 @@ class _Show(Protocol):
 
 def _copy(log: Path, lookout: Lookout | None, state: RunState, show: _Show) -> None:
     """Show the log; with a lookout, until the run has ended."""
-    looked_at = time.monotonic()
+    looked_at, seen = time.monotonic(), state.status
     with log.open("rb") as file:
         while True:
             # Asked before the read, so that what was written before the end is still copied.
-            is_over = lookout is None or state.state in ENDED
+            is_over = lookout is None or not state.is_open
             while chunk := file.read(1 << 16):
                 show(chunk, state, is_over=False)
             if is_over or lookout is None:
@@ -311,6 +311,7 @@ def _copy(log: Path, lookout: Lookout | None, state: RunState, show: _Show) -> N
                 return
             time.sleep(FOLLOW_S)
             own = states.Records(lookout.plan).status(state.run)
-            has_ended = own is not None and own.state in ENDED
-            if has_ended or time.monotonic() - looked_at >= LOOK_S:
-                state, looked_at = lookout.look()[state.run.index], time.monotonic()
+            has_ended = own is not None and own.state in ENDED and own != seen
+            pause = Pace().first if state.is_leaving else LOOK_S
+            if has_ended or time.monotonic() - looked_at >= pause:
+                state, looked_at, seen = lookout.look()[state.run.index], time.monotonic(), own

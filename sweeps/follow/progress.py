@@ -69,7 +69,7 @@ def watch(
         while True:
             asked = survey()
             shown.show(asked)
-            if all(s.state not in {State.PENDING, State.RUNNING} for s in asked):
+            if not any(s.is_open for s in asked):
                 return asked
             before, last = last, [(s.state, s.reason) for s in asked]
             made, steps = steps, [s.status.step if s.status else None for s in asked]

@@ -124,9 +124,11 @@ def by_reason(asked: Sequence[RunState]) -> dict[tuple[State, str], list[RunStat
 
 
 def log_of(plan: Plan, state: RunState) -> Path | None:
-    """Return the run's log; of a run that never began, its worker's; None where there is none."""
+    """Return the run's log; of an attempt that never began, its worker's; None: there is none."""
     log = plan.directory(state.run) / LOG_FILE
-    return log if log.exists() else worker_log(plan, state)
+    if state.is_unbegun or not log.exists():
+        return worker_log(plan, state) or (log if log.exists() else None)
+    return log
 
 
 def worker_log(plan: Plan, state: RunState) -> Path | None:

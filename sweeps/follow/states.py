@@ -47,6 +47,11 @@ class RunState:
     """The machine of the latest attempt, by SLURM's name for it where SLURM knows."""
     is_by_user: bool = False
     """True of a run that ``cancel`` has ended: it is no failure."""
+    is_unbegun: bool = False
+    """True where the attempt submitted last came to nothing before it began: the run's own record
+    and log are of an earlier one."""
+    is_leaving: bool = False
+    """True while SLURM cleans up after its job, and may then have it wait once more."""
 
     @property
     def is_wanted(self) -> bool:
@@ -57,6 +62,13 @@ class RunState:
     def is_bad(self) -> bool:
         """Say whether the run has ended as it should not have."""
         return self.state in ENDED - DONE and not self.is_by_user
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether something may still come of it without anybody's doing."""
+        if self.state in {State.PREEMPTED, State.LOST}:
+            return self.is_leaving
+        return self.state in {State.PENDING, State.RUNNING}
 
 
 def survey(
@@ -80,20 +92,20 @@ def survey(
     """
     held = claims.attempts(plan.claims)
     entries = ledger.entries(plan.home) if entries is None else entries
-    handed = _handed_over(plan, entries, queue)
+    entries = [_answered(plan, entry, queue) for entry in entries]
+    handed, denied = _handed_over(plan, entries, queue), _denials(entries)
     records = Records(plan) if records is None else records
-    is_idle = cache(lambda: not any(_is_live(_answered(plan, e, queue), queue) for e in entries))
+    is_idle = cache(lambda: not any(_is_live(entry, queue) for entry in entries))
     states = [
         _present(run, held.get(str(run.index), 0), handed.get(run.index), queue, records, is_idle)
         for run in plan.runs
     ]
     states = [_with_cancellation(state, handed.get(state.run.index)) for state in states]
-    if queue is None:
-        return states
-    states = [_with_ending(state, queue.endings) for state in states]
-    gone = {state.job for state in states if state.job and state.state in _UNEXPLAINED}
-    endings = accounting(gone) if gone else {}
-    return [_with_ending(state, endings) for state in states]
+    if queue is not None:
+        states = _with_endings(states, queue.endings)
+        gone = {state.job for state in states if state.job and _is_unexplained(state)}
+        states = _with_endings(states, accounting(gone)) if gone else states
+    return [_with_denial(state, denied.get(state.run.index)) for state in states]
 
 
 def _present(
@@ -269,25 +281,41 @@ class _HandedOver:
             lambda: self.by.live_job(self.place),
         )
 
+    def has_come_to_nothing(self, state: State, attempts: int, queue: Queue | None) -> bool:
+        """Say whether SLURM ended the attempt after those made before it had begun.
+
+        Workers that handed it back are another matter.
+        """
+        if self.attempt <= attempts or state in DONE or state is State.RUNNING:
+            return False
+        is_gone = queue is not None and self.by.live_job(self.place) is None
+        is_told = self.by.note(Note.UNSTARTED, self.place) is not None
+        return self.by.entry.job is not None and is_gone and not is_told
+
     @property
     def job(self) -> str | None:
-        """The array element that was to do the run; None where it can't be told."""
+        """The array element that was to do the run; the array where each was to. None: local."""
         array = self.by.entry.job
-        return None if array is None or self.by.share.drain else f"{array}_{self.place}"
+        return array if array is None or self.by.share.drain else f"{array}_{self.place}"
 
 
 _INTERRUPTED = frozenset({State.PLANNED, State.PREEMPTED, State.CANCELLED, State.LOST})
 """States that a run may be in because its job was cancelled; others tell of something else."""
 
-_UNEXPLAINED = (State.LOST, State.PLANNED)
-"""States in which a run's job may tell what happened."""
+_NOT_REQUEUED = "; not requeued"
+"""Begins what a worker adds to the reason of a run that does not go on by itself."""
+
+
+def _is_unexplained(state: RunState) -> bool:
+    """Say whether the run's job may tell what happened, or who took the job from it."""
+    return state.state in {State.LOST, State.PLANNED, State.PREEMPTED} and not state.is_leaving
 
 
 def _handed_over(
     plan: Plan, entries: Sequence[Entry], queue: Queue | None
 ) -> dict[int, _HandedOver]:
     found = {}
-    for entry in (_answered(plan, entry, queue) for entry in entries):
+    for entry in entries:
         if entry.answer == ledger.TAKEN:
             by = _Handed(entry, plan.home, queue)
             for place, (index, attempt) in enumerate(by.share.runs):
@@ -298,6 +326,20 @@ def _handed_over(
 def _is_live(entry: Entry, queue: Queue | None) -> bool:
     """Say whether any worker of a submission may be at work, or come to be."""
     return any(entry.live_job(i, queue) for i in range(entry.submission.elements))
+
+
+def _denials(entries: Sequence[Entry]) -> dict[int, tuple[int, str]]:
+    """Return the runs whose last submission SLURM did not take: the attempt, and why."""
+    found: dict[int, tuple[int, str]] = {}
+    for entry in entries:
+        for index, attempt in entry.submission.share.runs:
+            found.pop(index, None)
+            if entry.answer == ledger.REFUSED:
+                found[index] = (attempt, f"not submitted: {entry.reason}")
+            elif entry.answer is None and _may_be_taken(entry):
+                why = "SLURM has not said whether it took it; launching again looks that up"
+                found[index] = (attempt, why)
+    return found
 
 
 def _may_be_taken(entry: Entry) -> bool:
@@ -336,23 +378,31 @@ def _state(
         if failure is not None:
             ended = queue.endings.get(handed.job or "") if queue is not None else None
             node = ended.node if ended else None
-            return RunState(run, State.LOST, attempts, status, failure, node=node)
+            return RunState(run, State.LOST, attempts, status, failure, node=node, is_unbegun=True)
         if claim is None and status is None:
             array = handed.by.entry.job
             why = f"job {array} ended before the run began" if array else None
-            return RunState(run, State.PLANNED, 0, reason=why, job=handed.job)
+            return RunState(run, State.PLANNED, 0, reason=why, job=handed.job, is_unbegun=True)
     state, reason = standing(claim, status, queue)
+    if handed is not None and handed.has_come_to_nothing(state, attempts, queue):
+        why = f"attempt {handed.attempt} (job {handed.job}) ended before the run began"
+        return RunState(run, State.LOST, attempts, status, why, handed.job, is_unbegun=True)
     job = claim.owner.job if claim else status.job if status else None
     if job is None and handed is not None and handed.attempt == attempts:
         job = handed.job
     node = status.node or status.host if status and status.attempt == attempts else None
-    onward = handed.next_job(state, attempts, job, queue) if handed else None
-    if onward is not None:
-        element = queue[onward] if queue is not None and onward in queue else None
-        before = f"goes on after {state}: {reason}" if reason else None
+    going_on = handed.next_job(state, attempts, job, queue) if handed else None
+    if going_on is not None:
+        element = queue[going_on] if queue is not None and going_on in queue else None
+        before = f"goes on after {state}: {_without_denial(reason)}" if reason else None
         why = "; ".join(part for part in (element and element.why, before) if part)
-        return RunState(run, State.PENDING, attempts, status, why or None, onward)
-    return RunState(run, state, attempts, status, reason, job, node)
+        return RunState(run, State.PENDING, attempts, status, why or None, going_on)
+    is_leaving = onward.is_leaving(job, queue)
+    return RunState(run, state, attempts, status, reason, job, node, is_leaving=is_leaving)
+
+
+def _without_denial(reason: str) -> str:
+    return reason.partition(_NOT_REQUEUED)[0]
 
 
 def _with_cancellation(state: RunState, handed: _HandedOver | None) -> RunState:
@@ -361,17 +411,62 @@ def _with_cancellation(state: RunState, handed: _HandedOver | None) -> RunState:
     if state.state not in _INTERRUPTED:
         return state
     why = "cancelled by the user"
-    if state.state is State.PLANNED or (state.status and state.status.step is None):
+    if (
+        state.is_unbegun
+        or state.state is State.PLANNED
+        or (state.status and state.status.step is None)
+    ):
         why += " before it began"
     elif state.state is State.PREEMPTED and state.reason:
-        why += f"; {state.reason.partition('; not requeued')[0]}"
+        why += f"; {_without_denial(state.reason)}"
     return replace(state, state=State.CANCELLED, reason=why, is_by_user=True)
 
 
-def _with_ending(state: RunState, endings: Mapping[str, Ending]) -> RunState:
-    if state.state not in _UNEXPLAINED or state.job is None or state.job not in endings:
+def _with_denial(state: RunState, denied: tuple[int, str] | None) -> RunState:
+    """Say of a run that waits for another launch why the last one brought nothing."""
+    if denied is None or not state.is_wanted or denied[0] <= state.attempts:
         return state
-    ending = endings[state.job]
-    if state.state is State.PLANNED and ending.state is State.CANCELLED:
+    attempt, why = denied
+    said = f"{state.reason}; attempt {attempt}: {why}" if state.reason else why
+    return replace(state, reason=said)
+
+
+def _with_endings(states: list[RunState], endings: Mapping[str, Ending]) -> list[RunState]:
+    telling = _telling_elements(endings)
+    return [_with_ending(state, endings, telling) for state in states]
+
+
+def _telling_elements(endings: Mapping[str, Ending]) -> dict[str, str]:
+    """Return the element of each array that tells most of why none works any more.
+
+    That is the first one that failed, or else the first one cancelled.
+    """
+    found: dict[str, str] = {}
+    for element, ending in endings.items():
+        array = element.partition("_")[0]
+        known = found.get(array)
+        is_better = known is not None and endings[known].state is State.CANCELLED
+        if known is None or (is_better and ending.state is not State.CANCELLED):
+            found[array] = element
+    return found
+
+
+def _with_ending(
+    state: RunState, endings: Mapping[str, Ending], telling: Mapping[str, str]
+) -> RunState:
+    job = state.job
+    if job is None or not _is_unexplained(state):
         return state
-    return replace(state, state=ending.state, reason=ending.reason, node=state.node or ending.node)
+    job = job if job in endings else telling.get(job)
+    if job is None:
+        return state
+    ending, reason = endings[job], endings[job].reason
+    if state.state is State.PREEMPTED:
+        # Its own word stands, unless it went on in vain: then who took the job from it counts.
+        if ending.state is not State.CANCELLED:
+            return state
+        reason = f"{reason}; {_without_denial(state.reason or 'preempted')}"
+    elif state.is_unbegun and state.attempts:
+        reason = f"{state.reason}: {reason}"
+    node = ending.node if state.is_unbegun else state.node or ending.node
+    return replace(state, state=ending.state, reason=reason, job=job, node=node)

@@ -255,7 +255,7 @@ def _hand_over(plan: Plan, groups: _Groups) -> _Handed:
             answer = request.launcher.submit(request.cluster, plan, submission)
         except ClusterError as error:
             if not isinstance(error, scheduler.Unanswered):
-                ledger.record(plan.home, "refused", submission.id, reason=str(error))
+                ledger.record(plan.home, ledger.REFUSED, submission.id, reason=str(error))
             said = f"{error}; {handed.runs} of {total} {handed}; launch again to submit the rest"
             raise ClusterError(said) from None
         ledger.record(plan.home, ledger.TAKEN, submission.id, **answer)

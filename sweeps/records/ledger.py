@@ -38,6 +38,9 @@ SLURM, LOCAL = "slurm", "local"
 TAKEN = "job"
 """The event, and answer, that the scheduler took a submission."""
 
+REFUSED = "refused"
+"""The event, and answer, that the scheduler did not take a submission."""
+
 VOID = "void"
 """The event, and answer, that the scheduler knew nothing of a submission when it was asked."""
 
@@ -172,6 +175,8 @@ class Entry:
     """Unix time of the intent."""
     cancelled: frozenset[int] = frozenset()
     """Indices of the runs that the user cancelled while they waited or were at work."""
+    reason: str | None = None
+    """The scheduler's words where it refused."""
 
     def live_job(self, place: int, queue: Collection[str] | None) -> str | None:
         """Return the live job that will get to the run at ``place``; None if none will."""
@@ -220,7 +225,8 @@ def entries(home: Path) -> list[Entry]:
             answer = event["event"] if event["event"] != "intent" else None
             owners = tuple(Owner.from_record(owner) for owner in event.get("owners", ()))
             taken_back = frozenset(cancelled.get(name, ()))
-            entry = Entry(submission, answer, event.get("job"), owners, first[name], taken_back)
+            job, reason = event.get("job"), event.get("reason")
+            entry = Entry(submission, answer, job, owners, first[name], taken_back, reason)
             found.append(entry)
     return found
 

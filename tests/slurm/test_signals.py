@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -96,12 +97,12 @@ def test_scancel_ends_a_run_with_a_checkpoint_and_without_a_requeue(login, toy):
     login(*launch(toy, f"{LR}=0.1"))
     (run,) = wait_until(login, at_step(3))
     scancel(login, run["job"])
-    (run,) = wait_until(login, not_requeued)
-    assert run["state"] == "preempted"
-    assert run["reason"].startswith("stopped by SIGTERM after a checkpoint at step ")
-    assert "; not requeued: SLURM ends the job itself" in run["reason"]
-    (run,) = login.status("s")
-    assert (run["state"], attempts(login, run)) == ("preempted", [1])
+    (run,) = wait_until(login, lambda runs: runs[0]["state"] == "cancelled")
+    told = r"SLURM says CANCELLED .*; stopped by SIGTERM after a checkpoint at step \d+"
+    assert re.fullmatch(told, run["reason"])
+    own = json.loads((login.cwd / run["directory"] / "status.json").read_text())
+    assert "; not requeued: SLURM ends the job itself" in own["reason"]
+    assert attempts(login, run) == [1]
 
 
 def test_cancel_wins_over_a_requeue_under_way(login, toy):
@@ -127,12 +128,17 @@ def test_scontrol_requeue_by_the_user_resumes_the_element_from_its_checkpoint(lo
     login(*launch(toy, f"{LR}=0.1,0.2", "cluster.max_requeues=0", "cluster.requeue_on=[]",
                   "+cluster.additional_parameters.requeue=true"))  # fmt: skip
     runs = wait_until(login, at_step(3))
+    follower = login.start("-m", "sweeps", "logs", "s", "1", "--follow")
+    time.sleep(2)
     subprocess.run(["scontrol", "requeue", runs[1]["job"]], env=login.environment(), check=True)
     runs = wait_until(login, lambda runs: runs[1]["state"] == "pending")
+    assert "; not requeued" not in runs[1]["reason"], "it goes on"
     runs = wait_until(login, completed)
     assert [attempts(login, run) for run in runs] == [[1], [1, 2]]
     for run in runs:
         each_step_once(login, run)
+    followed, _ = follower.communicate(timeout=60)
+    assert followed == (login.cwd / runs[1]["directory"] / "train.log").read_text()
 
 
 def test_the_rules_bound_how_often_a_run_is_requeued_and_say_so(login, toy):

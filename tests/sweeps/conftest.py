@@ -45,15 +45,25 @@ class Sweep:
         )
         write_status(directory, Status(state, attempt, os.uname().nodename, **{**times, **more}))
 
-    def hand_over(self, backend: str = SLURM, job: str | None = "12", name: str = "abc") -> None:
-        """Write the ledger of a submission of every run's first attempt, one element a run."""
-        runs = tuple((run.index, 1) for run in self.plan.runs)
+    def hand_over(
+        self,
+        backend: str = SLURM,
+        job: str | None = "12",
+        name: str = "abc",
+        *,
+        attempt: int = 1,
+        answer: str = "job",
+        **more: Any,
+    ) -> None:
+        """Write the ledger of a submission of an attempt at every run, one element a run."""
+        runs = tuple((run.index, attempt) for run in self.plan.runs)
         share = Share(backend, runs, len(runs), drain=backend == LOCAL, threads=1)
         submission = Submission(name, share, "hash", str(self.plan.root))
         submission.write(self.plan.home)
         ledger.record(self.plan.home, "intent", name)
-        answer: dict[str, Any] = {"job": job} if backend == SLURM else {"owners": []}
-        ledger.record(self.plan.home, "job", name, **answer)
+        if answer == "job":
+            more = {"job": job} if backend == SLURM else {"owners": []}
+        ledger.record(self.plan.home, answer, name, **more)
 
 
 def write_sweep(multirun: Path, name: str, runs: int) -> Sweep:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rundir import ENDED, State, Status
 from rundir.files import write_status
-from sweeps.cluster.scheduler import Element, Queue
+from sweeps.cluster.scheduler import Element, Ending, Queue
 from sweeps.follow import states
 from sweeps.follow.selection import pick
 from sweeps.follow.states import Records
@@ -408,6 +408,106 @@ def test_a_note_is_about_the_run_of_the_element_that_left_it(make_sweep):
     found = [s.reason for s in states.survey(sweep.plan, Queue(), accounting=lambda _: {})]
     gone = "job 12 ended before the run began"
     assert found == [gone, "not started: time is up", gone]
+
+
+BROKEN = Ending(State.FAILED, "SLURM says FAILED (NonZeroExitCode) on n1", "n1")
+TAKEN_AWAY = Ending(State.CANCELLED, "SLURM says CANCELLED on no node")
+
+
+def seen(sweep, queue: Queue, accounting=lambda _: {}) -> list[tuple[State, str | None]]:
+    found = states.survey(sweep.plan, queue, accounting=accounting)
+    return [(state.state, state.reason) for state in found]
+
+
+def test_runs_whose_workers_all_died_before_a_claim_have_the_workers_end(
+    sweep_of_a_drain, sweeps_command, monkeypatch
+):
+    sweep = sweep_of_a_drain
+    folder = sweep.plan.home / "submissions" / "abc"
+    next(folder.glob("unstarted-*")).unlink()
+    (folder / "12_1_0_log.out").write_text("module: not found\n")
+    assert seen(sweep, Queue({"12_7": Element("RUNNING")}, {"12_1": BROKEN}))[0] == (
+        State.PENDING,
+        None,
+    )
+    queue = Queue({}, {"12_0": TAKEN_AWAY, "12_1": BROKEN, "12_2": TAKEN_AWAY})
+    assert set(seen(sweep, queue)) == {(State.FAILED, BROKEN.reason)}
+    told = seen(sweep, Queue(), lambda jobs: {"12_5": BROKEN} if jobs == {"12"} else {})
+    assert set(told) == {(State.FAILED, BROKEN.reason)}, "asked of sacct once squeue has forgotten"
+    monkeypatch.setattr(states, "queue_of", lambda *_: queue)
+    code, out, _ = sweeps_command("status")
+    assert code == 1
+    assert "12_1_0_log.out:\n    module: not found" in out
+    assert seen(sweep, Queue({}, {"12_3": TAKEN_AWAY}))[0] == (State.CANCELLED, TAKEN_AWAY.reason)
+
+
+def test_a_resubmission_that_ends_before_the_run_begins_is_told_of_and_not_the_old_failure(
+    make_sweep, sweeps_command, monkeypatch
+):
+    sweep = make_sweep(runs=2)
+    sweep.record(0, State.FAILED, reason="RuntimeError: it broke", log="the old log\n")
+    sweep.record(1, State.COMPLETED)
+    sweep.hand_over(attempt=2)
+    (sweep.plan.home / "submissions" / "abc" / "12_0_0_log.out").write_text("module: not found\n")
+    gone = "attempt 2 (job 12_0) ended before the run began"
+    done = (State.COMPLETED, None)
+    assert seen(sweep, Queue()) == [(State.LOST, gone), done]
+    told = f"{gone}: {BROKEN.reason}"
+    queue = Queue({}, {"12_0": BROKEN})
+    assert seen(sweep, queue) == [(State.FAILED, told), done]
+    monkeypatch.setattr(states, "queue_of", lambda *_: queue)
+    out = sweeps_command("status")[1]
+    assert "it broke" not in out
+    assert "12_0_0_log.out:\n    module: not found" in out
+
+
+def test_a_plain_scancel_is_told_in_slurms_words(make_sweep):
+    sweep = make_sweep(runs=3)
+    denied = "stopped by SIGTERM at step 3; not requeued: SLURM ends the job itself"
+    sweep.record(0, State.PREEMPTED, reason=denied, job="12_0")
+    sweep.record(1, State.COMPLETED)
+    sweep.hand_over()
+    assert seen(sweep, Queue())[0] == (State.PREEMPTED, denied)
+    found = seen(sweep, Queue({}, dict.fromkeys(("12_0", "12_1", "12_2"), TAKEN_AWAY)))
+    assert found == [
+        (State.CANCELLED, f"{TAKEN_AWAY.reason}; stopped by SIGTERM at step 3"),
+        (State.COMPLETED, None),
+        (State.CANCELLED, TAKEN_AWAY.reason),
+    ]
+
+
+def test_a_run_that_goes_on_is_not_said_to_be_not_requeued(make_sweep):
+    sweep = make_sweep(runs=1)
+    sweep.record(0, State.PREEMPTED, reason="SIGTERM; not requeued: SLURM ends it", job="12_0")
+    sweep.hand_over()
+    queue = Queue({"12_0": Element("PENDING", "BeginTime")})
+    assert seen(sweep, queue) == [(State.PENDING, "BeginTime; goes on after preempted: SIGTERM")]
+
+
+@pytest.mark.parametrize("state", [State.PREEMPTED, State.FAILED])
+def test_an_interrupted_run_is_not_over_while_slurm_cleans_up_after_its_job(make_sweep, state):
+    sweep = make_sweep(runs=1)
+    sweep.record(0, state, reason="SIGTERM", job="12_0")
+    sweep.hand_over()
+    (found,) = states.survey(sweep.plan, Queue({"12_0": Element("COMPLETING")}))
+    assert (found.state, found.is_open) == (state, state is State.PREEMPTED)
+    (found,) = states.survey(sweep.plan, Queue(), accounting=lambda _: {})
+    assert (found.state, found.is_open) == (state, False)
+
+
+def test_a_submission_that_slurm_refused_or_did_not_answer_tells_why_its_runs_wait(make_sweep):
+    sweep = make_sweep(runs=2)
+    sweep.record(0, State.FAILED, reason="it broke")
+    sweep.hand_over(answer="refused", attempt=2, reason="Invalid qos")
+    assert seen(sweep, Queue()) == [
+        (State.FAILED, "it broke; attempt 2: not submitted: Invalid qos"),
+        (State.PLANNED, "not submitted: Invalid qos"),
+    ]
+    sweep.hand_over(answer="intent", attempt=2, name="later")
+    unknown = "SLURM has not said whether it took it; launching again looks that up"
+    assert seen(sweep, Queue())[1] == (State.PLANNED, unknown)
+    sweep.hand_over(job="13", attempt=2, name="third")
+    assert seen(sweep, Queue({"13_1": Element("RUNNING")}))[1] == (State.PENDING, None)
 
 
 def test_a_run_is_named_by_index_name_label_or_the_beginning_of_its_name(make_sweep):
