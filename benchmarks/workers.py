@@ -85,7 +85,7 @@ def fresh_here_s(plan: Plan, env: Mapping[str, str]) -> float:
         words = [str(plan.root), submission.id, "--element", str(element)]
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "sweeps.workers.worker", *words],
+            [sys.executable, "-m", "sweeps.workers", *words],
             cwd=code,
             env=dict(env),
             check=True,

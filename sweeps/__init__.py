@@ -3,6 +3,17 @@
 The ``*.yaml`` beside this file are sweep definitions; ``python launch.py sweep=NAME`` launches one.
 """
 
-from sweeps.launch.entry import compose, explain, run_as_job, run_composed, use_frozen_tasks
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweeps.launch.entry import compose, explain, run_as_job, run_composed, use_frozen_tasks
 
 __all__ = ["compose", "explain", "run_as_job", "run_composed", "use_frozen_tasks"]
+
+
+def __getattr__(name: str) -> object:
+    """Import launching where it is used: a worker must hear signals before that has been read."""
+    if name in __all__:
+        return getattr(import_module("sweeps.launch.entry"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

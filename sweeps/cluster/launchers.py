@@ -318,7 +318,7 @@ def _worker_command(plan: Plan, submission: Submission, more: Sequence[str]) -> 
         sys.executable,
         "-u",
         "-m",
-        "sweeps.workers.worker",
+        "sweeps.workers",
         str(plan.root.absolute()),
         submission.id,
     ]

@@ -24,11 +24,8 @@ from sweeps.planning import tasks
 from sweeps.planning.composition import Composed, hydra_node
 from sweeps.planning.identity import task_config
 from sweeps.records import provenance
+from sweeps.workers import signals
 from sweeps.workers.ranks import ALONE, Place
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that ask a run to checkpoint at its next step boundary and end as ``preempted``."""
-
 
 FENCE_GRACE_S = 5.0
 """Seconds that a task has to end by itself once a later attempt has begun."""
@@ -203,16 +200,6 @@ class _Log(logging.FileHandler):
 
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Have stop signals wait: from a claim to the fork, so that there is a run to tell."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-@contextmanager
 def _stop_on_signals(run: Run) -> Iterator[None]:
     """Turn the first stop signal, or Ctrl-C, into a request; a second Ctrl-C interrupts at once."""
 
@@ -221,9 +208,10 @@ def _stop_on_signals(run: Run) -> Iterator[None]:
             raise KeyboardInterrupt
         run.request_stop(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, on_signal) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    heard = (*signals.STOP_SIGNALS, signal.SIGINT)
+    before = {number: signal.signal(number, on_signal) for number in heard}
     # A worker blocks them around its fork, so that none is lost before the handlers stand.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signals.unblock()
     try:
         yield
     finally:

@@ -17,8 +17,7 @@ from typing import Any
 from rundir import Status, read_json
 from sweeps.planning.plan import Plan
 from sweeps.records.ledger import Submission
-from sweeps.workers import process, warmup
-from sweeps.workers.execution import STOP_SIGNALS, signals_blocked
+from sweeps.workers import process, signals, warmup
 from sweeps.workers.leader import POLL_S
 from sweeps.workers.ranks import Line, Place, Task
 from sweeps.workers.slots import Slots
@@ -50,8 +49,7 @@ class Follower:
 
         One that had ended before this task was there says by its own exit code how it went.
         """
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
+        signals.listen(self._on_signal)
         try:
             line = self._connected()
             if line is None:
@@ -94,7 +92,7 @@ class Follower:
         be = partial(
             process.be_the_run, self.plan, self.submission, place=place, report=self._report
         )
-        with signals_blocked():
+        with signals.blocked():
             self._slots.start(self.plan.runs[order["run"]], order["attempt"], be)
         _, wait_status = self._slots.wait(self._watch)
         self._line.send(ended=None if self._killed else wait_status)

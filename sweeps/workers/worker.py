@@ -1,7 +1,5 @@
 """A worker: one element of a submission, carrying out one run or draining the sweep.
 
-    python -m sweeps.workers.worker SWEEP_DIR SUBMISSION [--element I]
-
 It verifies the frozen code it runs from, imports the task once, and forks a process for each run,
 so that a run that crashes takes nobody along. Asked to stop, it passes that on to its runs, waits
 for their checkpoints, and has SLURM begin it again.
@@ -29,7 +27,6 @@ from rundir import (
     Status,
     Superseded,
     UserError,
-    exit_code_of,
     read_status,
 )
 from rundir.files import write_status
@@ -38,10 +35,10 @@ from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, freeze, provenance
 from sweeps.records.failures import FAILURES, Failures
 from sweeps.records.ledger import LOCAL, Note, Share, Submission
-from sweeps.workers import warmup
+from sweeps.workers import signals, warmup
 from sweeps.workers.backlog import Backlog
 from sweeps.workers.deadline import Deadline
-from sweeps.workers.execution import STOP_SIGNALS, end_of_killed, signals_blocked
+from sweeps.workers.execution import end_of_killed
 from sweeps.workers.follower import Follower
 from sweeps.workers.leader import Leader
 from sweeps.workers.process import be_the_run
@@ -77,8 +74,7 @@ class Worker:
 
     def work(self) -> int:
         """Carry out runs until none is left; return how many attempts ended badly."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
+        signals.listen(self._on_signal)
         self.submission.retract(self.plan.home, Note.REQUEUED, self.element)
         if self._refusal() is None:
             warmup.warm_up(self.plan, self.share)
@@ -102,8 +98,8 @@ class Worker:
         while not self._slots.is_full and self._refusal() is None:
             # Blocked from the claim to the fork, a stop signal waits until there is a run to tell.
             taken = None
-            with signals_blocked(), self._troubles():
-                is_stopped = self.stopped or signal.sigpending() & set(STOP_SIGNALS)
+            with signals.blocked(), self._troubles():
+                is_stopped = self.stopped or signals.pending()
                 taken = None if is_stopped else self._backlog.take()
                 if taken is not None:
                     self._begin(*taken)
@@ -242,7 +238,11 @@ class Worker:
 
 
 def _wait_for_place(share: Share) -> None:
-    """Wait until this machine has the cores, and a GPU, for one more worker."""
+    """Wait until this machine has the cores, and a GPU, for one more worker.
+
+    Nothing is claimed yet: a stop signal just ends the process.
+    """
+    signals.unblock()
     names = cores.core_names()
     cores.acquire(names, min(len(names), (share.threads or 1) * share.slots))
     if share.gpus:
@@ -252,7 +252,7 @@ def _wait_for_place(share: Share) -> None:
 
 def main() -> int:
     """Run a worker from the command line that the submission wrote."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.workers.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sweeps.workers", description=__doc__)
     parser.add_argument("sweep_dir", type=Path)
     parser.add_argument("submission")
     parser.add_argument("--element", type=int)
@@ -284,7 +284,3 @@ def main() -> int:
         return 1 if Worker(plan, submission, element, leader).work() else 0
     finally:
         leader.dismiss()
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -11,7 +11,7 @@ def test_promise_12_shows_every_run_its_directory_and_the_workers_and_writes_not
     done = shell("launch", "-m", *toy, "paths.sweep=s", "dry_run=true", "seed=1,2,3")
     for seed in (1, 2, 3):
         assert f"multirun/s/gpt-tiny/shakespeare/adamw/seed-{seed}-" in done.stdout
-    assert "sweeps.workers.worker" in done.stdout
+    assert "sweeps.workers" in done.stdout
     assert "3 runs to submit as" in done.stdout
     assert "\neach run: 1 CPU, no GPU, no time limit\n" in done.stdout
     assert not [line for line in done.stdout.splitlines() if line != line.rstrip()]
@@ -38,7 +38,7 @@ def test_promise_12_json_holds_the_runs_the_workers_and_the_totals(shell, toy):
     assert shown["runs"][0]["resources"]["cpus_per_task"] == 1
     assert not [text for text in shown["runs"][0]["overrides"] if "dry_run" in text]
     assert shown["arrays"][0]["runs"] == [0, 1]
-    assert "sweeps.workers.worker" in shown["arrays"][0]["script"]
+    assert "sweeps.workers" in shown["arrays"][0]["script"]
     assert shown["totals"]["to_submit"] == 2
     assert shown["totals"]["gpu_hours"] is None, "without a time limit nobody knows"
     assert list(shell.cwd.iterdir()) == []

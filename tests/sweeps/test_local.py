@@ -29,9 +29,7 @@ def worker_pids(shell) -> list[int]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"sweeps.workers.worker" in words and any(
-            os.fsencode(shell.cwd) in word for word in words
-        ):
+        if b"sweeps.workers" in words and any(os.fsencode(shell.cwd) in word for word in words):
             found.append(int(folder.name))
     return found
 
@@ -223,7 +221,7 @@ def test_a_worker_that_refuses_to_start_says_why_in_the_status(shell, toy):
     (home / "claims" / "0.1").unlink()
     next((shell.cwd / "multirun/s").rglob("status.json")).unlink()
     worker = shell.start(
-        "-m", "sweeps.workers.worker", str(shell.cwd / "multirun/s"), name, "--element", "0"
+        "-m", "sweeps.workers", str(shell.cwd / "multirun/s"), name, "--element", "0"
     )
     worker.communicate()
     # The project's own code is no frozen copy of that name, so verification fails.

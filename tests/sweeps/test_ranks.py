@@ -11,10 +11,10 @@ import pytest
 
 from sweeps.records.ledger import SLURM, Share, Submission
 from sweeps.workers import follower
-from sweeps.workers.execution import STOP_SIGNALS
 from sweeps.workers.follower import Follower
 from sweeps.workers.leader import Leader
 from sweeps.workers.ranks import Line, Task
+from sweeps.workers.signals import STOP_SIGNALS
 
 
 @pytest.fixture(autouse=True)

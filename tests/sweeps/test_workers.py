@@ -21,7 +21,7 @@ from sweeps.records.owners import Owner
 from sweeps.records.rules import Rules
 from sweeps.workers import warmup, worker
 from sweeps.workers.deadline import Deadline
-from sweeps.workers.execution import STOP_SIGNALS
+from sweeps.workers.signals import STOP_SIGNALS
 from sweeps.workers.slots import Attempt
 from sweeps.workers.worker import Worker
 
@@ -264,6 +264,42 @@ def test_a_run_that_was_begun_elsewhere_meanwhile_ends_here_and_writes_nothing_m
     assert seconds <= FENCE_INTERVAL_S + 1
     assert read_status(metrics.parent) == theirs
     assert not (home / "claims" / "1.1").exists(), "whoever has the run has all of the worker's"
+
+
+SLOW_IMPORT = """
+import pathlib, sys, time
+
+pathlib.Path("importing").touch()
+time.sleep(1)
+sys.path.remove("")
+del sys.modules["omegaconf"]
+import omegaconf
+from sweeps.records import freeze
+
+freeze.verify = lambda _: None
+"""
+"""Stands before omegaconf for a disk that takes a second to read it; the code is not frozen."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_worker_that_is_stopped_while_it_starts_says_so_instead_of_dying(
+    shell, make_sweep, number
+):
+    plan = make_sweep(runs=1).plan
+    submission = Submission("abc", Share(SLURM, ((0, 1),), 1, False, 1), "code", "/")
+    submission.write(plan.home)
+    (shell.cwd / "omegaconf.py").write_text(SLOW_IMPORT)
+    start = "import sys; sys.path.insert(0, ''); import runpy; "
+    start += "runpy.run_module('sweeps.workers', run_name='__main__')"
+    starting = shell.start("-c", start, str(plan.root.absolute()), "abc", "--element", "0")
+    while not (shell.cwd / "importing").exists():
+        assert starting.poll() is None, starting.communicate()
+        time.sleep(0.02)
+    starting.send_signal(number)
+    _, said = starting.communicate(timeout=60)
+    assert starting.returncode == 0, said
+    told = submission.notes(plan.home)[Note.UNSTARTED, 0]
+    assert told == f"not started: the worker was stopped by {signal.Signals(number).name}"
 
 
 @pytest.fixture
