@@ -101,6 +101,17 @@ class Status:
     exit_code: int | None = None
     seconds_left: float | None = None
     """Estimated seconds to the last step, from this attempt's mean step time."""
+    earlier: Mapping[str, str] | None = None
+    """Why earlier attempts failed, by node."""
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why this and earlier attempts failed, by node; of those on one node the latest."""
+        found = dict(self.earlier or {})
+        where = self.node or self.host
+        if self.state in {State.FAILED, State.OUT_OF_MEMORY} and where and self.reason:
+            found[where] = self.reason
+        return found
 
 
 _STATUS_KEYS = frozenset(item.name for item in fields(Status))

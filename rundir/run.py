@@ -88,6 +88,7 @@ class Run:
             job=job,
             started_at=now,
             updated_at=now,
+            earlier=(last.failures or None) if last else None,
         )
         self._on_progress = on_progress
         self._written_at = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ class Suspicion:
     times_others: float = 2.0
     """How many times the share on all other nodes together that must be. Without runs on other
     nodes there is nothing to tell a bad node from a bad sweep by."""
+    most_chance: float = 0.05
+    """The most that luck may account for: the chance that, of the failures strewn over all runs
+    blindly, so many fall on it, times the number of nodes."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,50 @@ class NodeRecord:
 def by_node(surveyed: Iterable[RunState], suspicion: Suspicion | None = None) -> list[NodeRecord]:
     """Return the nodes on which runs have failed, the worst first."""
     rule = suspicion or Suspicion()
-    told = [(s.node, s.state) for s in surveyed if s.node and s.state in BLAMABLE | DONE]
+    told = [(s.node, s) for s in surveyed if s.node and s.state in BLAMABLE | DONE]
     ended = Counter(node for node, _ in told)
-    failed = Counter(node for node, state in told if state in BLAMABLE)
-    found = []
-    for node, count in failed.items():
-        others = len(told) - ended[node]
-        elsewhere = (failed.total() - count) / others if others else 1.0
-        share = count / ended[node]
-        is_bad = (
-            count >= rule.least_failures
-            and share >= rule.least_share
-            and share >= rule.times_others * elsewhere
-        )
-        found.append(NodeRecord(node, count, ended[node], is_bad))
+    failed = Counter(node for node, s in told if s.state in BLAMABLE)
+    telling = [(node, s.state in BLAMABLE) for node, s in told if not _failed_alike_elsewhere(s)]
+    found = [
+        NodeRecord(node, count, ended[node], _is_bad(node, telling, rule))
+        for node, count in failed.items()
+    ]
     return sorted(found, key=lambda record: (-record.is_suspicious, -record.failed, record.node))
+
+
+def _failed_alike_elsewhere(state: RunState) -> bool:
+    """Say whether an earlier attempt failed for the same reason on another node: it blames none."""
+    earlier = (state.status.earlier if state.status else None) or {}
+    alike = {_words(why) for node, why in earlier.items() if node != state.node}
+    return state.state in BLAMABLE and _words(state.reason or "") in alike
+
+
+def _words(reason: str) -> str:
+    """Return a reason without what differs from attempt to attempt."""
+    return re.sub(r"\d+", "0", reason)
+
+
+def _is_bad(node: str, told: list[tuple[str, bool]], rule: Suspicion) -> bool:
+    """Say whether a node is suspicious, given of each run its node and whether it failed."""
+    here = [has_failed for where, has_failed in told if where == node]
+    elsewhere = [has_failed for where, has_failed in told if where != node]
+    if sum(here) < rule.least_failures or not elsewhere:
+        return False
+    share = sum(here) / len(here)
+    if share < max(rule.least_share, rule.times_others * sum(elsewhere) / len(elsewhere)):
+        return False
+    nodes = len({where for where, _ in told})
+    return nodes * _chance(sum(here), len(here), sum(elsewhere), len(elsewhere)) <= rule.most_chance
+
+
+def _chance(failed: int, ended: int, failed_elsewhere: int, ended_elsewhere: int) -> float:
+    """Return the chance of at least ``failed`` by luck (Fisher's exact test, one-sided)."""
+
+    def ways(of: int, some: int) -> float:
+        return math.lgamma(of + 1) - math.lgamma(some + 1) - math.lgamma(of - some + 1)
+
+    failures, runs = failed + failed_elsewhere, ended + ended_elsewhere
+    return sum(
+        math.exp(ways(ended, k) + ways(ended_elsewhere, failures - k) - ways(runs, failures))
+        for k in range(failed, min(ended, failures) + 1)
+    )

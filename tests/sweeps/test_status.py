@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rundir import ENDED, State, Status
+from rundir import ENDED, Run, State, Status
 from rundir.files import write_status
 from sweeps.cluster.scheduler import Element, Ending, Queue
 from sweeps.follow import states
@@ -167,6 +167,32 @@ def test_a_sweep_that_fails_everywhere_blames_no_node(make_sweep, json_of):
     for index in range(8):
         sweep.record(index, State.FAILED, node=f"n{index % 2}", reason="a bug")
     assert not any(node["is_suspicious"] for node in json_of("status")["nodes"])
+
+
+def test_failures_that_luck_may_have_strewn_so_blame_no_node(make_sweep, json_of):
+    """Four of five on one node and one of four on the other: one such draw in six."""
+    sweep = make_sweep(runs=9)
+    for index in range(9):
+        state = State.FAILED if index in {0, 1, 2, 3, 8} else State.COMPLETED
+        sweep.record(index, state, node="n2" if index < 5 else "n1", reason="ValueError: lr")
+    assert not any(node["is_suspicious"] for node in json_of("status")["nodes"])
+
+
+@pytest.mark.parametrize(("again", "is_blamed"), [("step 7: bad", False), ("CUDA error", True)])
+def test_a_run_that_failed_alike_on_two_nodes_blames_neither(make_sweep, json_of, again, is_blamed):
+    sweep = make_sweep(runs=20)
+    for index in range(20):
+        if index < 10:
+            sweep.record(index, State.COMPLETED, node=f"n{index % 2}")
+            continue
+        sweep.record(index, State.FAILED, node="n3", reason="step 5: bad")
+        run = Run(sweep.plan.directory(sweep.plan.runs[index]), attempt=2)
+        assert run.status.earlier == {"n3": "step 5: bad"}
+        run.end(State.FAILED, again)
+        ended = replace(run.status, node="n4")
+        write_status(run.path, ended)
+    blamed = {node["node"]: node["is_suspicious"] for node in json_of("status")["nodes"]}
+    assert blamed == {"n4": is_blamed}
 
 
 def test_promise_24_following_writes_nothing_and_survives_torn_files(make_sweep, json_of):
