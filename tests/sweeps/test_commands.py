@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,7 +119,9 @@ def test_a_log_is_followed_in_json_too_a_line_whenever_it_grows(
         if log.read_text().endswith("third"):
             sweep.record(0, State.COMPLETED)
 
-    monkeypatch.setattr(following.time, "sleep", time_passes)
+    # The module's own clock: subprocess sleeps too, as often as the machine's load makes it.
+    clock = SimpleNamespace(sleep=time_passes, monotonic=time.monotonic)
+    monkeypatch.setattr(following, "time", clock)
     code, out, _ = sweeps_command("logs", "0", "--follow", "--json")
     told = [(record["state"], record["lines"]) for record in map(json.loads, out.splitlines())]
     assert code == 0
@@ -417,7 +420,9 @@ def test_following_a_second_stage_waits_until_it_is_launched(
         if next(looks) == "launched":
             make_sweep("two", runs=1).record(0, State.COMPLETED, log="trained\n")
 
-    monkeypatch.setattr(following.time, "sleep", time_passes)
+    # The module's own clock: subprocess sleeps too, as often as the machine's load makes it.
+    clock = SimpleNamespace(sleep=time_passes, monotonic=time.monotonic)
+    monkeypatch.setattr(following, "time", clock)
     code, _, err = sweeps_command(*command)
     assert code == 0
     assert err.startswith("sweep two: waits for one (job 12); job 13 launches it\n")
