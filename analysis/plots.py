@@ -132,7 +132,7 @@ def lr_sensitivity_plot(
         if len(rates) <= _MOST_TICKS:
             axes.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
             axes.minorticks_off()
-        _limit(axes, points["mean"], loose=True)
+        _limit(axes, points["mean"], reach=6, room=2.5)
         crossed = points[(points["n"] == 0) & (points["diverged"] > 0)]
         _mark_diverged(axes, crossed, [names.index(labels[i]) for i in crossed.index])
         _legend(axes, outside=len(names) > 6)
@@ -145,7 +145,7 @@ def _panels(points: pd.DataFrame, labels: list[str], names: list[str], metric: s
     figure, panels = draw_panels(
         [(name, points[[label == name for label in labels]]) for name in names]
     )
-    _limit(panels[0], points["mean"], loose=True)
+    _limit(panels[0], points["mean"], reach=2, room=2)
     figure.supylabel(_label(metric), fontsize=9.5)
     figure.supxlabel(UNITS["lr"], fontsize=9.5)
     return figure
@@ -330,16 +330,21 @@ def _bring_crosses_into_view(axes: Axes) -> None:
             line.set_clip_on(False)
 
 
-def _limit(axes: Axes, values: pd.Series, *, loose: bool = False) -> None:
-    """Keep a spike of one run from flattening the others."""
+def _limit(axes: Axes, values: pd.Series, *, reach: float = 4, room: float = 1) -> None:
+    """Keep a spike of one run from flattening the others.
+
+    Args:
+        axes: cut off above.
+        values: what is drawn; the least is always in view.
+        reach: how far above the median, in units of its distance from the least value.
+        room: left above that, in twentieths of what is in view.
+    """
     numbers = values.astype("float64").to_numpy()
     numbers = numbers[np.isfinite(numbers)]
     low, middle = numbers.min(), np.median(numbers)
-    top = min(
-        numbers.max(), middle + (6 if loose else 4) * max(middle - low, 1e-3 * abs(middle), 1e-12)
-    )
+    top = min(numbers.max(), middle + reach * max(middle - low, 1e-3 * abs(middle), 1e-12))
     margin = 0.05 * (top - low) or 0.05 * abs(low) or 1.0
-    axes.set_ylim(low - margin, top + (2.5 if loose else 1) * margin)
+    axes.set_ylim(low - margin, top + room * margin)
 
 
 def _legend(axes: Axes, *, outside: bool) -> None:
