@@ -9,7 +9,20 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-Rule = Literal["adam", "adamw", "nadam", "nadamw", "lion", "sign", "sign-nesterov", "momo-adam"]
+Rule = Literal[
+    "adam",
+    "adamw",
+    "nadam",
+    "nadamw",
+    "ademamix",
+    "mars",
+    "schedule-free",
+    "lion",
+    "sign",
+    "sign-nesterov",
+    "momo",
+    "momo-adam",
+]
 """The elementwise steps; the modules of trainer.optim have their formulas."""
 
 
@@ -52,11 +65,12 @@ class Operands:
     weights: list[Tensor]
     gradients: list[Tensor]
     states: Sequence[list[Tensor]] = ()
-    """At most two, each with a tensor of each weight's shape: moments or momenta."""
+    """At most three, each with a tensor of each weight's shape: moments or momenta."""
     steps: Sequence[Tensor] = ()
     """Steps taken, 0-dimensional; empty where the rule does not count."""
     scalars: Sequence[Tensor] = ()
-    """The rule's other number for each weight: NAdam's product of its momenta, MoMo's <g, x>."""
+    """The rule's other number for each weight: NAdam's product of its momenta, MoMo's <g, x>,
+    what schedule-free's averaged weights have weighed so far."""
 
 
 @dataclass(frozen=True)
@@ -72,5 +86,9 @@ class Numbers:
     eps: float = 0.0
     momentum_decay: float = 0.0
     """Exponent of NAdam's schedule of momenta."""
+    ahead: float = 0.0
+    """How much of its change since the step before MARS adds to the gradient."""
+    from_zero: bool = True
+    """MoMo's averages start there, instead of at their first values."""
     divide: bool = True
     """MoMo's weight decay divides after the step."""

@@ -30,11 +30,17 @@ class Elementwise(FoldsClip):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every weight that has a gradient."""
+        """Update every weight that has a gradient.
+
+        Raises:
+            RuntimeError: the first step of a weight is captured in a CUDA graph.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._captures():
+            self._refuse_first_step()
         clip_factor = self._take_clip_factor()
         if self.backend == "torch":
             operands = [self._operands(group) for group in self.param_groups]
@@ -112,19 +118,20 @@ class Elementwise(FoldsClip):
         return plan
 
     def _new_plan(self, plans: OrderedDict[tuple[Any, ...], Plan], *, capturing: bool) -> Plan:
-        if capturing and any(
-            weight.grad is not None and not self.state.get(weight)
-            for group in self.param_groups
-            for weight in group["params"]
-        ):
-            raise RuntimeError(
-                "the first step of a weight makes its state, and every replay of a graph would do "
-                "so again: take a step before capturing one"
-            )
+        if capturing:
+            self._refuse_first_step()
         operands = [self._operands(group) for group in self.param_groups]
         # Its own pinned memory would then be read by two graphs: the plan that had it goes.
         spare = plans.popitem()[1].host if capturing and plans else None
         return build_plan(operands, spare=spare, capturing=capturing)
+
+    def _refuse_first_step(self) -> None:
+        weights = (weight for group in self.param_groups for weight in group["params"])
+        if any(weight.grad is not None and not self.state.get(weight) for weight in weights):
+            raise RuntimeError(
+                "the first step of a weight makes its state, and every replay of a graph would do "
+                "so again: take a step before capturing one"
+            )
 
     def _addresses(self) -> tuple[Any, ...]:
         """Return what identifies this step's weights and gradients; 0.3 us a weight."""

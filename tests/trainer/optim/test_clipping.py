@@ -26,6 +26,10 @@ NAMES = (
     "momo-star",
     "momo-adam",
     "momo-adam-star",
+    "ademamix",
+    "mars",
+    "schedule-free-adamw",
+    "soap",
 )
 
 
@@ -59,14 +63,14 @@ def test_the_clip_is_that_of_torch_and_holds_for_one_step(net: Any, name: str) -
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["adamw", "nadam", "lion", "momo-adam"])
+@pytest.mark.parametrize("name", ["adamw", "nadam", "lion", "momo-adam", "mars"])
 def test_without_gradients_the_norm_is_nought(net: Any, name: str) -> None:
     optimizer = built(net, name)
     assert optimizer.clip_grad_norm(1.0) == 0
     optimizer.step(lambda: 2.0)
 
 
-@pytest.mark.parametrize("name", ["lion", "sign-gd", "momo", "momo-adam"])
+@pytest.mark.parametrize("name", ["lion", "momo", "ademamix", "mars", "schedule-free-adamw"])
 def test_a_folded_clip_leaves_the_gradients_alone(net: Any, name: str) -> None:
     optimizer = built(net, name)
     set_gradients(net, 0)
