@@ -201,12 +201,12 @@ def test_nothing_is_compiled_when_rates_and_steps_change(
 
 
 @pytest.mark.parametrize("values", CASES, ids=str)
-@pytest.mark.parametrize("clip", [None, 10.0])
+@pytest.mark.parametrize(("backend", "clip"), [("triton", None), ("triton", 10.0), ("twin", 10.0)])
 def test_a_captured_step_replayed_is_as_many_steps(
-    cuda: torch.device, values: dict[str, Any], clip: float | None
+    cuda: torch.device, values: dict[str, Any], backend: str, clip: float | None
 ) -> None:
     ours, theirs = Weights(0, cuda), Weights(0, cuda)
-    eager, captured = build(theirs, values), build(ours, values)
+    eager, captured = build(theirs, values, backend), build(ours, values, backend)
     # Tensors from the first step on: reading a rate from memory is another program to compile.
     for group in captured.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=cuda)

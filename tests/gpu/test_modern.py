@@ -14,11 +14,15 @@ from torch import nn
 from trainer.optim import build_optimizer, optimizer_params
 
 ELEMENTWISE: list[dict[str, Any]] = [
-    {"name": "ademamix", "alpha_warmup": 5, "beta3_warmup": 4, "weight_decay": 0.1},
-    {"name": "ademamix", "beta3": 0.99},
-    {"name": "mars", "weight_decay": 0.1},
-    {"name": "mars", "optimize_1d": True, "gamma": 0.2},
-    {"name": "schedule-free-adamw", "warmup_steps": 4, "weight_decay": 0.1},
+    {**values, "backend": backend}
+    for values in (
+        {"name": "ademamix", "alpha_warmup": 5, "beta3_warmup": 4, "weight_decay": 0.1},
+        {"name": "ademamix", "beta3": 0.99},
+        {"name": "mars", "weight_decay": 0.1},
+        {"name": "mars", "optimize_1d": True, "gamma": 0.2},
+        {"name": "schedule-free-adamw", "warmup_steps": 4, "weight_decay": 0.1},
+    )
+    for backend in ("torch", "triton")
 ]
 SOAP = {"name": "soap", "precondition_frequency": 3, "weight_decay": 0.1}
 NoSync = Callable[[], AbstractContextManager[None]]
@@ -45,7 +49,10 @@ class Net(nn.Module):
 
 
 def optimized(net: nn.Module, values: dict[str, Any]) -> torch.optim.Optimizer:
-    return build_optimizer(net, optimizer_params({"lr": 0.01, **values}, ""))
+    """On a CPU by torch, whatever the backend."""
+    on_cuda = next(net.parameters()).is_cuda
+    values = {"lr": 0.01, **values, **({} if on_cuda else {"backend": "torch"})}
+    return build_optimizer(net, optimizer_params(values, ""))
 
 
 def fill_gradients(net: nn.Module, seed: int) -> None:

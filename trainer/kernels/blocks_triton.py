@@ -7,6 +7,9 @@ masked by ``inside`` where MASKED. ``factor`` multiplies the gradient, ``step_si
 ``decay`` the rate times ``weight_decay``. ``weight1`` and ``weight2`` are 1 - beta1 and 1 - beta2,
 of the sign rules the first is mu. ``own0`` to ``own3`` are the weight's row of ``corrections``, see
 :mod:`trainer.kernels.numbers_triton`. All return three numbers, whose sums the rule may ask for.
+
+All reads come before the first write, which the compiler would not move them across: they wait
+for memory together.
 """
 
 from __future__ import annotations
@@ -121,23 +124,29 @@ def _adam_block(
     The third state is ademamix's slow average, and mars's gradient of the step before.
     """
     w = _read(weight, inside, MASKED)
+    m = _read(first, inside, MASKED)
+    v = _read(second, inside, MASKED)
     if RULE == "adam" or RULE == "nadam":
         g = g + weight_decay * w
     else:
         w = w - decay * w
+    if RULE == "ademamix":
+        slow = _moved(_read(third, inside, MASKED), g, own2)
     if RULE == "mars":
         c = own3 * _corrected(g, third, inside, own2, MASKED)
         _write(third, g, inside, MASKED)
         g = c
-    m = _average(first, g, weight1, inside, MASKED)
-    v = _average(second, g * g, weight2, inside, MASKED)
+    m = _moved(m, g, weight1)
+    v = _moved(v, g * g, weight2)
     move = mean_scale * m
     if RULE == "nadam" or RULE == "nadamw":
         move = move + own2 * g
     if RULE == "ademamix":
-        move = move + own3 * _average(third, g, own2, inside, MASKED)
-    w = w - step_size * move / (tl.sqrt(v) * root_scale + eps)
-    _write(weight, w, inside, MASKED)
+        move = move + own3 * slow
+        _write(third, slow, inside, MASKED)
+    _write(first, m, inside, MASKED)
+    _write(second, v, inside, MASKED)
+    _write(weight, w - step_size * move / (tl.sqrt(v) * root_scale + eps), inside, MASKED)
     return m, m, m
 
 
@@ -165,8 +174,9 @@ def _free_block(
     """schedule-free: the weight is y, the first state z."""
     y = _read(weight, inside, MASKED)
     z = _read(base, inside, MASKED)
-    v = _average(second, g * g, weight2, inside, MASKED)
+    v = _moved(_read(second, inside, MASKED), g * g, weight2)
     move = g / (tl.sqrt(v) + eps) + weight_decay * y
+    _write(second, v, inside, MASKED)
     _write(weight, y + share * (z - y) - weight_step * move, inside, MASKED)
     _write(base, z - base_step * move, inside, MASKED)
     return move, move, move
@@ -192,16 +202,17 @@ def _momo_block(
 ):
     """momo, and momo-adam, which divides by a root; the sums are <g, x>, <d, x> and <d, d / D>."""
     w = _read(weight, inside, MASKED)
+    d = _read(first, inside, MASKED)
+    if RULE == "momo-adam":
+        v = _read(second, inside, MASKED)
     if PHASE == "sums":
-        d = _average(first, g, share, inside, MASKED)
-    else:
-        d = _read(first, inside, MASKED)
+        d = _moved(d, g, share)
+        _write(first, d, inside, MASKED)
     move = d
     if RULE == "momo-adam":
         if PHASE == "sums":
-            v = _average(second, g * g, weight2, inside, MASKED)
-        else:
-            v = _read(second, inside, MASKED)
+            v = _moved(v, g * g, weight2)
+            _write(second, v, inside, MASKED)
         move = d / (tl.sqrt(v) * root_scale + eps)
     if PHASE == "apply":
         _write(weight, (w - decay * w - step_size * move) / divisor, inside, MASKED)
@@ -224,9 +235,11 @@ def _sign_block(
 ):
     """lion, sign and sign-nesterov, whose sum is |q|_1."""
     m = _read(first, inside, MASKED)
+    if PHASE != "sums":
+        w = _read(weight, inside, MASKED)
     if RULE == "lion":
-        q = m + weight1 * (g - m)
-        m = m + weight2 * (g - m)
+        q = _moved(m, g, weight1)
+        m = _moved(m, g, weight2)
     else:
         if PHASE != "apply":
             m = weight1 * m + g
@@ -236,7 +249,6 @@ def _sign_block(
     if PHASE != "apply":
         _write(first, m, inside, MASKED)
     if PHASE != "sums":
-        w = _read(weight, inside, MASKED)
         # As torch's, the sign of NaN is 0.
         sign = tl.where(q > 0, 1.0, tl.where(q < 0, -1.0, 0.0))
         _write(weight, w - decay * w - step_size * sign, inside, MASKED)
@@ -244,13 +256,10 @@ def _sign_block(
 
 
 @triton.jit
-def _average(pointer, value, share, inside, MASKED: tl.constexpr):
-    """Move what lies there by a share of the way to ``value``, and return it."""
+def _moved(average, value, share):
+    """Return an average, moved by a share of the way to a value."""
     # (1 - share) a + share value with its factors rounded apart is no average of ones.
-    a = _read(pointer, inside, MASKED)
-    a = a + share * (value - a)
-    _write(pointer, a, inside, MASKED)
-    return a
+    return average + share * (value - average)
 
 
 @triton.jit

@@ -44,7 +44,7 @@ CASES: list[dict[str, Any]] = [
 ]
 ONE_OF_EACH_FAMILY = [CASES[i] for i in (1, 5, 9, 10, 14, 15, 18, 19)]
 HYPER: dict[str, Any] = {"lr": 3e-2, "betas": (0.9, 0.97), "eps": 1e-8, "weight_decay": 0.1}
-SHAPES = [(BLOCK,), (CHUNK + 3,), (7, 5), (), (0,), (BLOCK, 2)]
+SHAPES = [(CHUNK // 2 + 3, 2), (BLOCK,), (7, 5), (), (0,)]
 LOSSES = (4.0, 2.0, 1.0, 6.0)
 
 

@@ -73,3 +73,6 @@ def test_every_kernel_compiles_to_128_bit_accesses_without_spills(
     for name, (reads, writes) in READS_AND_WRITES.items():
         assert kernels[name].count("ld.global.v4.b32") == 2 * reads, name
         assert kernels[name].count("st.global.v4.b32") == 2 * writes, name
+        # A read behind a write would wait for it: the assembler can't tell that they don't overlap.
+        last_read = kernels[name].rindex("ld.global.v4.b32")
+        assert writes == 0 or last_read < kernels[name].index("st.global.v4.b32"), name
