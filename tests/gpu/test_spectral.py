@@ -83,7 +83,7 @@ def test_fp32_products_give_the_cpus_numbers(
     cuda: torch.device, model: nn.Module, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     def in_fp32(
-        matrices: Sequence[Tensor], method: Any, ns_steps: int, gptopt_compat: bool
+        matrices: Sequence[Tensor], method: Any, ns_steps: int, gptopt_compat: bool, _: str
     ) -> list[Tensor]:
         wide = {"dtype": torch.float32}
         return [polar_factor(m[None], method, ns_steps, gptopt_compat, **wide)[0] for m in matrices]

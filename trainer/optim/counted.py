@@ -19,11 +19,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from trainer.kernels.adam import clipped
+from trainer.kernels.plans import MADE_BEFORE
 from trainer.optim.averages import kept
+from trainer.optim.clipping import FoldsClip
 from trainer.optim.scaling import Number, decay_weights, each
 
 
-class CountedOptimizer(torch.optim.Optimizer):
+class CountedOptimizer(FoldsClip):
     """Weights of a group whose counters agree move together."""
 
     COUNTERS: ClassVar[tuple[str, ...]] = ("step",)
@@ -45,12 +48,14 @@ class CountedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        clip_factor = self._take_clip_factor()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
                 self._look_where_to_count(group, weights)
             for batch in self._batches(weights):
-                gradients = [weight.grad for weight in batch]
+                gradients = [weight.grad for weight in batch if weight.grad is not None]
+                gradients = clipped(gradients, clip_factor)
                 self._move(group, batch, gradients, self._add("step", batch, 1.0))
         return loss
 
@@ -154,10 +159,7 @@ class CountedOptimizer(torch.optim.Optimizer):
     def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
         if capturing and not all(self.state.get(weight) for weight in weights):
-            raise RuntimeError(
-                "the first step of a weight makes its state, and every replay of a graph would do "
-                "so again: take a step before capturing one"
-            )
+            raise RuntimeError(MADE_BEFORE)
         self._device_counts |= capturing or isinstance(group["lr"], Tensor)
 
 
