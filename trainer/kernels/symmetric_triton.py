@@ -7,6 +7,7 @@ It does (T + 1) / 2T of the work of a whole product, T tiles a side: 0.58 at 768
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -68,6 +69,7 @@ tiling that was tried where that is another:
 """
 
 
+@cache
 def tiling_of(dtype: torch.dtype, batch: int, rows: int) -> Tiling:
     """Return how the kernel is compiled for a result (batch, rows, rows)."""
     side = -(-rows // 128)
