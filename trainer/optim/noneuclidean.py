@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from trainer.kernels import AdamWScalars, adamw_step, choose_backend
 from trainer.kernels.adam import clipped
-from trainer.kernels.chunks import Plan
+from trainer.kernels.chunks import Part, Plan
 from trainer.kernels.layout import laid_out_alike
 from trainer.kernels.operands import Numbers, Operands, Rule, Slot
 from trainer.kernels.plans import MADE_BEFORE, Plans
@@ -61,17 +61,50 @@ _SHARED = "model"
 
 
 @dataclass(frozen=True)
+class _Swept:
+    """A group in the adam norms whose averages a kernel has advanced, before another moves it.
+
+    Both are MoMo-Adam's: it measures the same sums, and its step has a length on the device.
+    """
+
+    plan: Plan
+    part: Part
+    numbers: Numbers
+    totals: Tensor
+    """c, <W, m> and sum m^2 / (sqrt(v) + eps) of each weight, fp32 (weights, 4)."""
+
+    @classmethod
+    def of(cls, plan: Plan, part: Part, numbers: Numbers, clip_factor: Tensor | None) -> _Swept:
+        """Advance m, v and c."""
+        from trainer.kernels.elementwise_triton import momo_totals, step_chunks
+
+        plan.corrections.fill_(1.0)
+        step_chunks("momo-adam", plan, part, numbers, clip_factor, phase="averages")
+        momo_totals(plan, part, numbers)
+        rows = slice(part.first_slot, part.first_slot + part.slots)
+        return cls(plan, part, numbers, plan.slot_sums[rows])
+
+    def move(self, length: Tensor) -> None:
+        """Move by the learning rate times this along m / (sqrt(v) + eps)."""
+        from trainer.kernels.elementwise_triton import step_chunks
+
+        step_chunks(
+            "momo-adam", self.plan, self.part, self.numbers, None, phase="apply", length=length
+        )
+
+
+@dataclass(frozen=True)
 class _Part:
     """A group's weights that have gradients, and where they go."""
 
     group: dict[str, Any]
     weights: list[Tensor]
-    gradients: list[Tensor]
-    """Before the clip."""
     means: list[Tensor]
     """m."""
     directions: list[Tensor]
     """polar(m), sign(m) or m / (sqrt(v) + eps)."""
+    swept: _Swept | None = None
+    """Takes the place of the directions."""
 
     @property
     def spectral(self) -> bool:
@@ -131,9 +164,7 @@ class SpectralDescent(FoldsClip):
             if self._moves_alone(group):
                 self._step_alone(group, those, clip_factor, plan, number)
                 continue
-            self._advance(group, those, clip_factor, plan, number)
-            directions = self._directions(group, those, clip_factor)
-            parts.append(_Part(group, those.weights, those.gradients, those.states[0], directions))
+            parts.append(self._part(group, those, clip_factor, plan, number))
         if parts:
             for part, factor in zip(parts, self._factors(parts, loss, clip_factor), strict=True):
                 _move(part, factor)
@@ -170,6 +201,12 @@ class SpectralDescent(FoldsClip):
         )
         return fused and group["scale"] == 1 and not self._coupled
 
+    def _is_swept(self, group: dict[str, Any]) -> bool:
+        """Whether a truncated step moves all weights of a group in the adam norms equally far."""
+        shared = {"adam_2": self._prod_norm != "linf", "adam_inf": self._prod_norm == "linf"}
+        truncated = self._backend == "triton" and self._bound is not None
+        return truncated and shared.get(group["norm"], False)
+
     def _operands(self, group: dict[str, Any], clip_factor: Tensor | None) -> Operands:
         """Return a group's weights that have gradients and their m and v, made where missing."""
         weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -187,7 +224,16 @@ class SpectralDescent(FoldsClip):
                     self.state[weight]["exp_avg_sq"] = mean * mean
         keys = ("momentum_buffer", "exp_avg_sq") if adam else ("momentum_buffer",)
         states = [[self.state[weight][key] for weight in weights] for key in keys]
-        return Operands(weights, gradients, states)
+        offsets = self._offsets(weights, clip_factor) if self._is_swept(group) else []
+        return Operands(weights, gradients, states, scalars=offsets)
+
+    def _offsets(self, weights: list[Tensor], clip_factor: Tensor | None) -> list[Tensor]:
+        """Return c, which starts at its first value."""
+        fresh = [weight for weight in weights if "inner_avg" not in self.state[weight]]
+        if fresh:
+            firsts = _inner_with_gradients(fresh, clip_factor)
+            kept(self.state, "inner_avg", fresh, list(firsts.unbind()), from_zero=False)
+        return [self.state[weight]["inner_avg"] for weight in weights]
 
     @property
     def _plans(self) -> Plans:
@@ -217,20 +263,25 @@ class SpectralDescent(FoldsClip):
         betas = (group["momentum"], group["beta2"])
         adamw_step(slots, AdamWScalars(lr, *betas, eps, decay, math.inf), "torch", clip_factor)
 
-    def _advance(
+    def _part(
         self,
         group: dict[str, Any],
         operands: Operands,
         clip_factor: Tensor | None,
         plan: Plan | None,
         number: int,
-    ) -> None:
-        """Advance m."""
+    ) -> _Part:
+        """Advance m, and find the directions."""
+        weights, means = operands.weights, operands.states[0]
+        if plan is not None and self._is_swept(group):
+            swept = _Swept.of(plan, plan.parts[number], _numbers(group), clip_factor)
+            return _Part(group, weights, means, [], swept)
         if plan is not None:
             self._launch("lion", group, plan, number, clip_factor, whole=False)
-            return
-        gradients = clipped(operands.gradients, clip_factor)
-        torch._foreach_lerp_(operands.states[0], gradients, 1 - group["momentum"])
+        else:
+            gradients = clipped(operands.gradients, clip_factor)
+            torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        return _Part(group, weights, means, self._directions(group, operands, clip_factor))
 
     def _launch(
         self,
@@ -242,19 +293,16 @@ class SpectralDescent(FoldsClip):
         *,
         whole: bool = True,
     ) -> None:
-        """Advance a group's averages by a kernel, and with ``whole`` its weights, too.
+        """Advance a group's averages by a kernel, and with ``whole`` its weights, too."""
+        from trainer.kernels.elementwise_triton import Phase, step_chunks
 
-        lion with two equal decays moves by the sign of the average.
-        """
-        from trainer.kernels.elementwise_triton import step_chunks
-
-        decay, part = group["momentum"], plan.parts[number]
-        second = group["beta2"] if rule == "adamw" else decay
-        eps = group.get("eps", 0.0)
-        numbers = Numbers(group["lr"], group["weight_decay"], decay, second, eps)
+        numbers = _numbers(group)
         if rule == "adamw":
             plan.corrections.fill_(1.0)
-        step_chunks(rule, plan, part, numbers, clip_factor, phase="whole" if whole else "averages")
+        else:  # with two equal decays lion moves by the sign of its average
+            numbers = replace(numbers, beta2=numbers.beta1)
+        phase: Phase = "whole" if whole else "averages"
+        step_chunks(rule, plan, plan.parts[number], numbers, clip_factor, phase=phase)
 
     def _directions(
         self, group: dict[str, Any], operands: Operands, clip_factor: Tensor | None
@@ -308,8 +356,13 @@ class SpectralDescent(FoldsClip):
         scale: float = part.group["scale"]
         approximation = part.group.get("nuc_approx", "exact")
         if approximation == "frobenius":
-            return inner_products(part.means, part.means).sqrt() * scale
-        inner = inner_products(part.means, part.directions)
+            return _norms(part.means, 2) * scale
+        if part.swept is not None:
+            inner = part.swept.totals[:, 2]
+        elif part.group["norm"] == "linf":
+            inner = _norms(part.means, 1)
+        else:
+            inner = inner_products(part.means, part.directions)
         if approximation == "last":
             now = list(inner.unbind())
             before = kept(self.state, "nuclear_norm", part.weights, now, from_zero=False)
@@ -321,8 +374,11 @@ class SpectralDescent(FoldsClip):
         """Return h, and learn from the loss."""
         heights = []
         for part in parts:
-            found = inner_products(part.weights, part.gradients)
-            found = found if clip_factor is None else found * clip_factor
+            if part.swept is not None:
+                totals = part.swept.totals.sum(0)
+                heights += [totals[1], -totals[0]]
+                continue
+            found = _inner_with_gradients(part.weights, clip_factor)
             offsets, decay = list(found.unbind()), part.group["momentum"]
             offsets = averaged(self.state, "inner_avg", part.weights, offsets, decay)
             heights.append(inner_products(part.weights, part.means).sum())
@@ -340,7 +396,35 @@ class SpectralDescent(FoldsClip):
         return average
 
 
+def _numbers(group: dict[str, Any]) -> Numbers:
+    """Return what a group's kernels go by."""
+    return Numbers(
+        group["lr"],
+        group["weight_decay"],
+        group["momentum"],
+        group.get("beta2", 0.0),
+        group.get("eps", 0.0),
+        divide=False,
+    )
+
+
+def _inner_with_gradients(weights: list[Tensor], clip_factor: Tensor | None) -> Tensor:
+    """Return <W, g> of each weight, a vector."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    found = inner_products(weights, gradients)
+    return found if clip_factor is None else found * clip_factor
+
+
+def _norms(tensors: list[Tensor], order: int) -> Tensor:
+    """Return a norm of each tensor's entries, a vector, summed in at least fp32."""
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, order, dtype=wide))
+
+
 def _move(part: _Part, factor: Tensor | float) -> None:
+    if part.swept is not None:
+        part.swept.move(cast("Tensor", factor))
+        return
     lr, decay = part.group["lr"], part.group["weight_decay"]
     if decay:
         torch._foreach_mul_(part.weights, 1 - lr * decay)

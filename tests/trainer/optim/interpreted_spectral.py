@@ -21,6 +21,9 @@ CASES: list[dict[str, Any]] = [
     {"name": "muon-momo", "truncate_loss": None, "rest_norm": "adam_inf"},
     {"name": "muonmax-momo", "truncate_loss": 3.0},
     {"name": "muonmax-momo", "truncate_loss": 3.0, "prod_norm": "l2", "rest_norm": "adam_inf"},
+    {"name": "muonmax-momo", "truncate_loss": 3.95, "prod_norm": "l2", "lmo": True},
+    {"name": "muonmax-momo", "truncate_loss": None},
+    {"name": "muon-momo", "truncate_loss": 3.0, "rest_norm": "adam_inf", "nuc_approx": "frobenius"},
 ]
 
 
@@ -72,6 +75,11 @@ def test_the_kernels_steps_agree_with_torchs_and_either_goes_on_from_the_others_
     for number in range(3, 6):
         step(net, ours, number, 1.0)
         step(twin, theirs, number, 1.0)
+    same = zip(
+        *(optimizer.state_dict()["state"].items() for optimizer in (ours, theirs)), strict=True
+    )
+    for (_, one), (_, other) in same:
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     for one, other in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
