@@ -17,7 +17,7 @@ from torch import Tensor
 from trainer.kernels.adam import clipped
 from trainer.kernels.backend import Backend
 from trainer.kernels.chunks import build_plan
-from trainer.kernels.layout import laid_out_alike
+from trainer.kernels.layout import alike, laid_out_alike
 from trainer.kernels.operands import AdamWScalars, Numbers, Operands, Slot
 
 _FUSED_ON = ("cpu", "cuda")
@@ -35,8 +35,8 @@ def adamw_step(
     times as fast at gpt-tiny's shapes.
 
     Args:
-        slots: on one device, each weight's moments in its type and order in memory; with the triton
-            backend in fp32.
+        slots: on one device; with the triton backend in fp32, each weight's moments in its order in
+            memory.
         scalars: shared by all slots.
         backend: chosen by :func:`trainer.kernels.choose_backend`.
         clip_factor: fp32 scalar on the device that multiplies every gradient; None is 1.
@@ -51,7 +51,7 @@ def adamw_step(
         return
     if backend == "triton":
         _adamw_step_triton(slots, scalars, clip_factor)
-    elif slots[0].weight.device.type in _FUSED_ON:
+    elif slots[0].weight.device.type in _FUSED_ON and all(map(_walks_together, slots)):
         _adamw_step_fused(slots, scalars, clip_factor)
     else:
         adamw_step_torch(slots, scalars, clip_factor)
@@ -93,6 +93,11 @@ def _adamw_step_fused(
         amsgrad=False,
         maximize=False,
     )
+
+
+def _walks_together(slot: Slot) -> bool:
+    """Whether all four lie alike, as those of a weight with gaps in memory do not."""
+    return all(alike(slot.weight, other) for other in slot[1:])
 
 
 def _adamw_step_triton(

@@ -33,21 +33,20 @@ goes into weights and state: whoever steps looks first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from trainer.kernels import AdamWScalars, adamw_step, choose_backend
+from trainer.kernels import choose_backend
 from trainer.kernels.adam import clipped
-from trainer.kernels.chunks import Part, Plan
-from trainer.kernels.layout import laid_out_alike
-from trainer.kernels.operands import Numbers, Operands, Rule, Slot
+from trainer.kernels.chunks import Plan
+from trainer.kernels.operands import Operands
 from trainer.kernels.plans import MADE_BEFORE, Plans
 from trainer.kernels.symmetric import Choice
+from trainer.optim import launches
 from trainer.optim.averages import averaged, kept
 from trainer.optim.batches import polar_factors
 from trainer.optim.clipping import FoldsClip
@@ -61,39 +60,6 @@ _SHARED = "model"
 
 
 @dataclass(frozen=True)
-class _Swept:
-    """A group in the adam norms whose averages a kernel has advanced, before another moves it.
-
-    Both are MoMo-Adam's: it measures the same sums, and its step has a length on the device.
-    """
-
-    plan: Plan
-    part: Part
-    numbers: Numbers
-    totals: Tensor
-    """c, <W, m> and sum m^2 / (sqrt(v) + eps) of each weight, fp32 (weights, 4)."""
-
-    @classmethod
-    def of(cls, plan: Plan, part: Part, numbers: Numbers, clip_factor: Tensor | None) -> _Swept:
-        """Advance m, v and c."""
-        from trainer.kernels.elementwise_triton import momo_totals, step_chunks
-
-        plan.corrections.fill_(1.0)
-        step_chunks("momo-adam", plan, part, numbers, clip_factor, phase="averages")
-        momo_totals(plan, part, numbers)
-        rows = slice(part.first_slot, part.first_slot + part.slots)
-        return cls(plan, part, numbers, plan.slot_sums[rows])
-
-    def move(self, length: Tensor) -> None:
-        """Move by the learning rate times this along m / (sqrt(v) + eps)."""
-        from trainer.kernels.elementwise_triton import step_chunks
-
-        step_chunks(
-            "momo-adam", self.plan, self.part, self.numbers, None, phase="apply", length=length
-        )
-
-
-@dataclass(frozen=True)
 class _Part:
     """A group's weights that have gradients, and where they go."""
 
@@ -103,7 +69,7 @@ class _Part:
     """m."""
     directions: list[Tensor]
     """polar(m), sign(m) or m / (sqrt(v) + eps)."""
-    swept: _Swept | None = None
+    swept: launches.Swept | None = None
     """Takes the place of the directions."""
 
     @property
@@ -162,7 +128,10 @@ class SpectralDescent(FoldsClip):
             if not those.weights:
                 continue
             if self._moves_alone(group):
-                self._step_alone(group, those, clip_factor, plan, number)
+                if plan is None:
+                    launches.step_alone_torch(group, those, clip_factor)
+                else:
+                    launches.step_alone(group, plan, plan.parts[number], clip_factor)
                 continue
             parts.append(self._part(group, those, clip_factor, plan, number))
         if parts:
@@ -244,25 +213,6 @@ class SpectralDescent(FoldsClip):
         groups = [those.weights for those in operands]
         return self._plans.of(groups, lambda: operands, lambda _: True)
 
-    def _step_alone(
-        self,
-        group: dict[str, Any],
-        operands: Operands,
-        clip_factor: Tensor | None,
-        plan: Plan | None,
-        number: int,
-    ) -> None:
-        """Move by m / (sqrt(v) + eps), which is AdamW with nothing to correct, or by sign(m)."""
-        if plan is not None:
-            rule: Rule = "lion" if group["norm"] == "linf" else "adamw"
-            self._launch(rule, group, plan, number, clip_factor)
-            return
-        gradients = map(laid_out_alike, operands.weights, operands.gradients)
-        slots = list(map(Slot, operands.weights, gradients, *operands.states))
-        lr, decay, eps = group["lr"], group["weight_decay"], group["eps"]
-        betas = (group["momentum"], group["beta2"])
-        adamw_step(slots, AdamWScalars(lr, *betas, eps, decay, math.inf), "torch", clip_factor)
-
     def _part(
         self,
         group: dict[str, Any],
@@ -274,35 +224,14 @@ class SpectralDescent(FoldsClip):
         """Advance m, and find the directions."""
         weights, means = operands.weights, operands.states[0]
         if plan is not None and self._is_swept(group):
-            swept = _Swept.of(plan, plan.parts[number], _numbers(group), clip_factor)
+            swept = launches.Swept.of(group, plan, plan.parts[number], clip_factor)
             return _Part(group, weights, means, [], swept)
         if plan is not None:
-            self._launch("lion", group, plan, number, clip_factor, whole=False)
+            launches.advance(group, plan, plan.parts[number], clip_factor)
         else:
             gradients = clipped(operands.gradients, clip_factor)
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
         return _Part(group, weights, means, self._directions(group, operands, clip_factor))
-
-    def _launch(
-        self,
-        rule: Rule,
-        group: dict[str, Any],
-        plan: Plan,
-        number: int,
-        clip_factor: Tensor | None,
-        *,
-        whole: bool = True,
-    ) -> None:
-        """Advance a group's averages by a kernel, and with ``whole`` its weights, too."""
-        from trainer.kernels.elementwise_triton import Phase, step_chunks
-
-        numbers = _numbers(group)
-        if rule == "adamw":
-            plan.corrections.fill_(1.0)
-        else:  # with two equal decays lion moves by the sign of its average
-            numbers = replace(numbers, beta2=numbers.beta1)
-        phase: Phase = "whole" if whole else "averages"
-        step_chunks(rule, plan, plan.parts[number], numbers, clip_factor, phase=phase)
 
     def _directions(
         self, group: dict[str, Any], operands: Operands, clip_factor: Tensor | None
@@ -394,18 +323,6 @@ class SpectralDescent(FoldsClip):
         shared["loss_avg"] = shared["loss_avg"].to(loss) if shared else loss.clone()
         average: Tensor = shared["loss_avg"].lerp_(loss, 1 - decay)
         return average
-
-
-def _numbers(group: dict[str, Any]) -> Numbers:
-    """Return what a group's kernels go by."""
-    return Numbers(
-        group["lr"],
-        group["weight_decay"],
-        group["momentum"],
-        group.get("beta2", 0.0),
-        group.get("eps", 0.0),
-        divide=False,
-    )
 
 
 def _inner_with_gradients(weights: list[Tensor], clip_factor: Tensor | None) -> Tensor:
