@@ -118,9 +118,11 @@ def test_soap_finds_its_first_eigenvectors_on_cuda(cuda: torch.device) -> None:
             moment = optimizer.state[weight][f"{side}_moment"].double()
             turned = q.T @ moment @ q
             identity = torch.eye(len(q), dtype=torch.float64, device=cuda)
-            torch.testing.assert_close(q.T @ q, identity, rtol=0, atol=1e-5)
+            # Of backward stable methods; cuSOLVER's on an H100 is 2 n eps away at n = 48.
+            limit = 4 * len(q) * torch.finfo(torch.float32).eps
+            torch.testing.assert_close(q.T @ q, identity, rtol=0, atol=limit)
             off = turned - turned.diagonal().diag()
-            assert off.abs().max() < 1e-5 * turned.diagonal().max()
+            assert off.abs().max() < limit * turned.diagonal().max()
 
 
 @pytest.mark.parametrize("values", [*ELEMENTWISE, SOAP], ids=str)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.kernels.layout import alike
 from trainer.kernels.operands import Operands
 
 SLOT_COLUMNS = 11
@@ -110,15 +111,10 @@ def build_plan(
     )
 
 
-def laid_out_alike(weight: Tensor, gradient: Tensor) -> bool:
-    """Whether both have one order in memory, so that a kernel can walk them together."""
-    return gradient.stride() == weight.stride()
-
-
 def _rows(group: Operands, copies: list[tuple[Tensor, Tensor]]) -> list[list[int]]:
     rows = []
     for i, (weight, gradient) in enumerate(zip(group.weights, group.gradients, strict=True)):
-        if not laid_out_alike(weight, gradient):
+        if not alike(weight, gradient):
             gradient = torch.empty_like(weight)  # noqa: PLW2901 - from here on it stands there
             copies.append((weight, gradient))
         tensors = [weight, gradient, *(state[i] for state in group.states)]

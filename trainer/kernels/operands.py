@@ -44,18 +44,19 @@ class AdamWScalars:
     beta2: float
     eps: float
     weight_decay: float
-    step: int
-    """Counted from 1."""
+    step: float
+    """Counted from 1; infinite where nothing is to be corrected, the moments having started at
+    their first values."""
 
     @property
     def step_size(self) -> float:
         """Learning rate over the first moment's bias correction."""
-        return self.lr / (1 - self.beta1**self.step)
+        return self.lr / (1 - math.pow(self.beta1, self.step))
 
     @property
     def root_correction(self) -> float:
         """Reciprocal root of the second moment's bias correction."""
-        return 1 / math.sqrt(1 - self.beta2**self.step)
+        return 1 / math.sqrt(1 - math.pow(self.beta2, self.step))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.kernels import AdamWScalars, choose_backend
+from trainer.kernels import AdamWScalars, adamw_step, choose_backend
+from trainer.kernels.layout import laid_out_alike
 from trainer.kernels.operands import Slot
 from trainer.optim import inverse
 from trainer.optim.averages import kept
@@ -45,7 +46,6 @@ from trainer.optim.curvature import (
     outputs_of,
     restore_moments,
 )
-from trainer.optim.fused import fused_adamw, laid_out_alike
 from trainer.optim.groups import split_parameters
 from trainer.optim.moments import InputMoments
 from trainer.optim.momentum import advance_momentum
@@ -168,13 +168,13 @@ class Dap(FoldsClip):
     def _update(self, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor]) -> None:
         """Decay weights that have made equally many steps, and move them by what U becomes."""
         p, lr = self._params, group["lr"]
-        updates = list(map(laid_out_alike, updates, weights))
+        updates = list(map(laid_out_alike, weights, updates))
         if p.dap_beta2 and not (p.update_opnorm or p.update_norm):
             # AdamW that has U for its gradient and averages only the squares.
             squares = self._state(weights, "exp_avg_sq")
             slots = list(map(Slot, weights, updates, updates, squares))
             scalars = self._scalars(group, weights[0], (0.0, p.dap_beta2), p.dap_eps)
-            fused_adamw(slots, scalars, self._backend)
+            adamw_step(slots, scalars, self._backend)
             return
         if p.dap_beta2:
             torch._foreach_div_(updates, self._roots(weights, updates))
@@ -214,11 +214,10 @@ class Dap(FoldsClip):
         self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
     ) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        gradients = list(map(laid_out_alike, gradients, weights))
         means, squares = self._state(weights, "exp_avg"), self._state(weights, "exp_avg_sq")
         slots = list(map(Slot, weights, gradients, means, squares))
         scalars = self._scalars(group, weights[0], self._params.betas, self._params.eps)
-        fused_adamw(slots, scalars, self._backend, clip_factor)
+        adamw_step(slots, scalars, self._backend, clip_factor)
 
     def _scalars(
         self, group: dict[str, Any], weight: Tensor, betas: tuple[float, float], eps: float

@@ -1,0 +1,108 @@
+"""The plans of an optimizer's steps, kept by where the tensors lie."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.kernels.chunks import Plan, build_plan
+from trainer.kernels.operands import Operands
+
+_KEPT = 8
+
+MADE_BEFORE = (
+    "the first step of a weight makes its state, and every replay of a graph would do so again: "
+    "take a step before capturing one"
+)
+"""Why a first step cannot be captured."""
+
+
+class Plans:
+    """A step whose gradients lie where they lay does nothing by tensor but look.
+
+    States are not looked at: whoever exchanges them forgets the plans.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
+        self._captured: list[Plan] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def forget(self) -> None:
+        """Drop all that no graph needs."""
+        self._kept.clear()
+
+    def of(
+        self,
+        groups: Sequence[Sequence[Tensor]],
+        operands: Callable[[], list[Operands]],
+        has_state: Callable[[Tensor], bool],
+    ) -> Plan | None:
+        """Return where this step's tensors lie, or None where there is no gradient.
+
+        Args:
+            groups: the weights of each; those without a gradient do not count.
+            operands: makes those of the groups, with the states where missing.
+            has_state: whether a weight's state is there.
+
+        Raises:
+            RuntimeError: a graph is captured, and a state is missing.
+        """
+        key = _addresses(groups)
+        if not key:
+            return None
+        capturing = _captures(groups)
+        plan = self._kept.get(key)
+        if plan is None:
+            require_states(groups, has_state)
+            plan = self._built(operands(), capturing=capturing)
+            if not capturing:
+                self._keep(key, plan)
+        if capturing:
+            # The graph reads the tables at each replay, long after the plan would be dropped.
+            self._captured.append(plan)
+        plan.refresh()
+        return plan
+
+    def _built(self, operands: list[Operands], *, capturing: bool) -> Plan:
+        # Its own pinned memory would then be read by two graphs: the plan that had it goes.
+        spare = self._kept.popitem()[1].host if capturing and self._kept else None
+        return build_plan(operands, spare=spare, capturing=capturing)
+
+    def _keep(self, key: tuple[Any, ...], plan: Plan) -> None:
+        self._kept[key] = plan
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+
+
+def require_states(groups: Sequence[Sequence[Tensor]], has_state: Callable[[Tensor], bool]) -> None:
+    """Refuse to capture the first step of a weight.
+
+    Raises:
+        RuntimeError: a graph is captured, and the state of a weight with a gradient is missing.
+    """
+    weights = (weight for group in groups for weight in group if weight.grad is not None)
+    if _captures(groups) and not all(map(has_state, weights)):
+        raise RuntimeError(MADE_BEFORE)
+
+
+def _addresses(groups: Sequence[Sequence[Tensor]]) -> tuple[Any, ...]:
+    """Return what identifies this step's weights and gradients; 0.3 us a weight."""
+    key: list[Any] = []
+    for group in groups:
+        for weight in group:
+            gradient = weight.grad
+            if gradient is not None:
+                key += (weight.data_ptr(), gradient.data_ptr(), gradient.stride())
+    return tuple(key)
+
+
+def _captures(groups: Sequence[Sequence[Tensor]]) -> bool:
+    weight = next((weight for group in groups for weight in group), None)
+    return weight is not None and weight.is_cuda and torch.cuda.is_current_stream_capturing()
