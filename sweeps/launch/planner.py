@@ -10,21 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rundir import UserError, unknown
+from rundir import UserError, require, unknown
 from rundir.files import MULTIRUN
 from sweeps.cluster import launchers
-from sweeps.define import definition
+from sweeps.define import axes, definition
 from sweeps.define.definition import Point
-from sweeps.define.overrides import parse
+from sweeps.define.overrides import brief
 from sweeps.launch import stages, submission, successor
 from sweeps.launch.preview import DryRun
 from sweeps.planning.composition import Composer
@@ -109,7 +107,7 @@ class Planner(Sweeper):
 
         A key given on the command line replaces what the definition says about it.
         """
-        given = self._parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        given = self._given(arguments)
         typed = {definition.bare(key) for key in given}
         # Those of the sweep node have made the definition what it is, a dry run is one of all runs.
         ours = {
@@ -118,11 +116,11 @@ class Planner(Sweeper):
             if not definition.bare(key).startswith("sweep.") and definition.bare(key) != "dry_run"
         }
         fixed = [o.input_line for o in ours.values() if not o.is_sweep_override()]
-        axes = [_axis(key, o) for key, o in given.items() if o.is_sweep_override()]
-        if not self.params and not axes:
-            _require_below_sweep(self.config)
+        swept = {key: axes.values(o) for key, o in given.items() if o.is_sweep_override()}
         with stages.resolving(best):
             node = _node(self.config, "sweep")
+        if not self.params and not swept:
+            _require_points(self.config, node)
         folders = [Path(), *(folder / "sweep" for folder in _config_folders(self.config))]
         defined = definition.points(node, folders=folders) if node else [{}]
         kept = [
@@ -130,31 +128,34 @@ class Planner(Sweeper):
         ]
         if kept != defined:
             kept = list({repr(point): point for point in kept}.values())
+        definition.bounded([len(kept), *map(len, swept.values())], "the sweep")
         points = [
-            {**point, **{k: v for part in parts for k, v in part.items()}}
+            {**point, **dict(zip(swept, values, strict=True))}
             for point in kept
-            for parts in itertools.product(*axes)
+            for values in itertools.product(*swept.values())
         ]
         return points, [str(line) for line in fixed]
 
-    def _parse(self, texts: Sequence[str]) -> dict[str, Override]:
-        """Parse overrides; of two for one key the later counts, as in Hydra's own sweeper."""
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        try:
-            return {o.get_key_element(): o for o in parser.parse_overrides(list(texts))}
-        except HydraException as error:
-            raise UserError(" ".join(str(error).split())) from None
+    def _given(self, arguments: Sequence[str]) -> dict[str, Override]:
+        """Return the overrides of ``hydra.sweeper.params`` and of the command line, by key.
 
-
-def _axis(key: str, override: Override) -> list[Point]:
-    if definition.bare(key).startswith("sweep."):
-        raise UserError(f"{override.input_line}: a sweep is one sweep; launch each by itself")
-    if not override.is_discrete_sweep():
-        raise UserError(
-            f"{override.input_line}: an interval needs a sampler; list the values, "
-            "or choose a sampling sweeper with hydra/sweeper=…"
-        )
-    return [{key: parse(f"{key}={text}").value()} for text in override.sweep_string_iterator()]
+        Of two for one key the later counts, as in Hydra's own sweeper, unless one on the command
+        line is a sweep, whose values would be lost without a word.
+        """
+        for key, value in self.params.items():
+            must = "values in Hydra's sweep syntax, such as 1,2 or range(1,5)"
+            require(value is not None, f"hydra.sweeper.params.{key}", value, must)
+        loader = self.hydra_context.config_loader
+        swept = axes.parsed([f"{key}={value}" for key, value in self.params.items()], loader)
+        found = {one.get_key_element(): one for one in swept}
+        typed: dict[str, Override] = {}
+        for one in axes.parsed(arguments, loader):
+            first = typed.setdefault(definition.bare(one.get_key_element()), one)
+            if first is not one and (first.is_sweep_override() or one.is_sweep_override()):
+                both = f"{first.input_line} and {one.input_line}"
+                raise UserError(f"{first.key_or_group} is given twice, as {both}; remove one")
+            found[one.get_key_element()] = one
+        return found
 
 
 _NAME = re.compile(r"\w[\w.+=-]*")
@@ -205,9 +206,14 @@ def _node(config: DictConfig, key: str) -> dict[str, Any]:
     return {str(k): v for k, v in (plain or {}).items()}
 
 
-def _require_below_sweep(config: DictConfig) -> None:
-    """Refuse a definition that says what to run beside ``sweep:`` and not below it."""
-    if _chosen(config) is None or config.get("sweep") is not None:
+def _require_points(config: DictConfig, node: Mapping[str, Any]) -> None:
+    """Refuse a definition that does not say what to run, or says it beside ``sweep:``."""
+    if config.get("sweep") is not None:
+        if node.keys().isdisjoint(definition.KEYS):
+            said = "must say what to run: {grid: {KEY: [values]}}, {seeds: 3}, …"
+            raise UserError(f"sweep = {brief(node)}; {said}")
+        return
+    if _chosen(config) is None:
         return
     misplaced = [key for key in definition.TOP_KEYS if key != "cluster" and key in config]
     if misplaced:
