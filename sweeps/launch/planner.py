@@ -6,14 +6,15 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +28,7 @@ from sweeps.launch import stages, submission, successor
 from sweeps.launch.preview import DryRun
 from sweeps.planning.composition import Composer
 from sweeps.planning.identity import MAX_NAME_BYTES
+from sweeps.planning.phase import begin_work
 from sweeps.planning.plan import Plan, candidates
 
 
@@ -71,6 +73,7 @@ class Planner(Sweeper):
                 # What is wrong with the definition is said here, before anything waits.
                 points, _ = self._expand(arguments, stages.placeholder)
                 tasks = {str(point.get("task", self.config.task)) for point in points}
+                begin_work()
                 successor.submit(error, root, _node(self.config, "cluster"), tasks)
             else:
                 raise
@@ -82,6 +85,7 @@ class Planner(Sweeper):
             list(self.config.hydra.overrides.hydra),
         )
         found = candidates(composer, name, points, fixed)
+        begin_work()
         if dry_run is not DryRun.NO:
             submission.show(Plan.read(root) or Plan(name, root), found, launcher, dry_run)
             return
@@ -179,7 +183,11 @@ def _of_sweep(config: DictConfig, key: str) -> object:
     node = OmegaConf.select(config, "sweep")
     if node is not None and not isinstance(node, DictConfig):
         raise UserError(f"sweep = {node!r}; must be a mapping such as {{grid: …}}")
-    return None if node is None else node.get(key)
+    try:
+        with stages.resolving(stages.no_reference):
+            return None if node is None else node.get(key)
+    except OmegaConfBaseException as error:
+        raise _unresolvable(error, f"sweep.{key}") from None
 
 
 def _chosen(config: DictConfig) -> str | None:
@@ -198,12 +206,16 @@ def _node(config: DictConfig, key: str) -> dict[str, Any]:
         node = OmegaConf.select(config, key)
         plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except OmegaConfBaseException as error:
-        said = str(error).splitlines()[0]
-        said = said.removeprefix("UserError raised while resolving interpolation: ")
-        raise UserError(f"{error.full_key or key}: {said}") from None
+        raise _unresolvable(error, key) from None
     if plain is not None and not isinstance(plain, dict):
         raise UserError(f"{key} = {plain!r}; must be a mapping")
     return {str(k): v for k, v in (plain or {}).items()}
+
+
+def _unresolvable(error: OmegaConfBaseException, key: str) -> UserError:
+    said = str(error).splitlines()[0]
+    said = said.removeprefix("UserError raised while resolving interpolation: ")
+    return UserError(f"{error.full_key or key}: {said}")
 
 
 def _require_points(config: DictConfig, node: Mapping[str, Any]) -> None:
@@ -227,15 +239,25 @@ _ELSEWHERE = {
     "hydra.sweep.dir": "write paths.multirun=… and paths.sweep=…",
     "hydra.sweep.subdir": "write paths.group=… and paths.run_name=…",
     "hydra.job.chdir": "runs of a sweep stay where it was launched",
+    "hydra.job.env_set": "export variables before launching; on SLURM cluster.setup may",
     "hydra.callbacks": "runs of a sweep are no Hydra jobs; the task can do it",
 }
 """Settings of Hydra's own that would count for nothing here, and what to do instead."""
 
 
+_USUAL: dict[str, object] = {
+    "hydra.sweep.dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}",
+    "hydra.sweep.subdir": "${hydra.job.num}",
+    "hydra.job.chdir": None,
+    "hydra.job.env_set": {},
+}
+"""What Hydra itself has there."""
+
+
 def _refuse_idle_settings(config: DictConfig) -> None:
     """Refuse settings of the ``hydra`` node that a planned sweep does not heed."""
-    for text in config.hydra.overrides.hydra:
-        key = str(text).lstrip("+~").partition("=")[0]
+    typed = [str(text).lstrip("+~").partition("=")[0] for text in config.hydra.overrides.hydra]
+    for key in (*typed, *_changed(config.hydra)):
         for idle, instead in _ELSEWHERE.items():
             if key == idle or key.startswith(f"{idle}."):
                 raise UserError(f"{key} has no effect in a sweep; {instead}")
@@ -245,3 +267,22 @@ def _refuse_idle_settings(config: DictConfig) -> None:
             if field in legal:
                 raise UserError(f"{key} has no effect here; write cluster.{field}=…")
             raise unknown("key", field, legal, "cluster")
+
+
+def _changed(hydra: DictConfig) -> Iterator[str]:
+    """Yield the settings without effect that differ from what Hydra, or our launcher, has there."""
+    given = _unresolved(hydra)
+    for key, usual in _USUAL.items():
+        _, parent, name = key.split(".")
+        if given[parent][name] != usual:
+            yield key
+    if given["callbacks"]:
+        yield "hydra.callbacks"
+    kind = getattr(get_class(given["launcher"]["_target_"]), "cluster_type", None)
+    if kind is not None:
+        usual = _unresolved(OmegaConf.structured(kind))
+        yield from (f"hydra.launcher.{k}" for k, v in given["launcher"].items() if v != usual[k])
+
+
+def _unresolved(node: DictConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(node))

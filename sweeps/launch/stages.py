@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hydra._internal.utils import get_args
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -293,13 +294,22 @@ def _after_in_file(name: str, folders: Sequence[Path]) -> str | None:
 
 def _command(sweep: str) -> str:
     """Return the command that launches the first stage where the second one is launched."""
-    kept = [a for a in sys.argv[1:] if bare(a).startswith(("cluster", "paths.multirun="))]
+    given = get_args(sys.argv[1:])
+    kept = [a for a in given.overrides if bare(a).startswith(("cluster", "paths.multirun="))]
+    flags = ("config_path", "config_dir", "config_name")
+    for flag in (flag for flag in flags if getattr(given, flag)):
+        kept += [f"--{flag.replace('_', '-')}", getattr(given, flag)]
     return shlex.join(["python", "launch.py", f"sweep={sweep}", *kept])
 
 
 def no_first_stage(*_: object) -> object:
     """Refuse ``${best:…}`` in a definition that comes after nothing."""
     raise UserError("${best:…} needs a first stage; write after: NAME into the definition")
+
+
+def no_reference(*_: object) -> object:
+    """Refuse ``${best:…}`` where a definition names itself or its first stage."""
+    raise UserError("${best:…} stands for a value of a run, and for no name or first stage")
 
 
 def placeholder(key: str, *filters: object) -> object:
@@ -310,7 +320,13 @@ def placeholder(key: str, *filters: object) -> object:
 @contextmanager
 def resolving(best: Best) -> Iterator[None]:
     """Give ``${best:…}`` its meaning for a while."""
-    OmegaConf.register_new_resolver("best", best, replace=True)
+
+    def resolver(*parts: object) -> object:
+        if not parts or not str(parts[0]).strip():
+            raise UserError("${best:} names no key; must be ${best:KEY} or ${best:KEY,FILTER,…}")
+        return best(*parts)
+
+    OmegaConf.register_new_resolver("best", resolver, replace=True)
     try:
         yield
     finally:

@@ -213,7 +213,7 @@ def test_promise_18_a_second_sweep_takes_what_the_first_one_found(shell, two_sta
     refused = two_stages("two", code=2)
     assert refused.stderr == (
         "error: sweep two comes after one, which was never launched; "
-        "launch it first: python launch.py sweep=one\n"
+        "launch it first: python launch.py sweep=one --config-dir mine\n"
     )
     dry = two_stages("two", "dry_run=true")
     assert f"optimizer=best(optimizer), lr=best({LR}), seed=1" in dry.stdout
