@@ -283,6 +283,12 @@ def slurm_executor(cluster: SlurmCluster, folder: Path, name: str) -> Any:
     return executor
 
 
+def script_of(executor: Any, command: str) -> str:
+    """Return the sbatch script that submitit's executor would have for a command."""
+    text: str = executor._make_submission_file_text(command, "dry_run")
+    return text
+
+
 def sbatch(executor: Any, command: str) -> str:
     """Have submitit's executor submit a command; return the job's id.
 

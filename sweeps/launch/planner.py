@@ -25,6 +25,7 @@ from sweeps.define import axes, definition
 from sweeps.define.definition import Point
 from sweeps.define.overrides import brief
 from sweeps.launch import stages, submission, successor
+from sweeps.launch.outlook import Outlook, asked_by
 from sweeps.launch.preview import DryRun
 from sweeps.planning.composition import Composer
 from sweeps.planning.identity import MAX_NAME_BYTES
@@ -66,17 +67,20 @@ class Planner(Sweeper):
         try:
             best = self._first_stage(name, root.parent)
         except stages.Unfinished as error:
-            if dry_run is not DryRun.NO:
-                points, _ = self._expand(arguments, stages.placeholder)
-                stages.show(error, root, points, as_json=dry_run is DryRun.JSON)
-            elif launcher.is_detached and error.jobs:
-                # What is wrong with the definition is said here, before anything waits.
-                points, _ = self._expand(arguments, stages.placeholder)
-                tasks = {str(point.get("task", self.config.task)) for point in points}
-                begin_work()
-                successor.submit(error, root, _node(self.config, "cluster"), tasks)
-            else:
+            is_queued = launcher.is_detached and bool(error.jobs)
+            if dry_run is DryRun.NO and not is_queued:
                 raise
+            # What is wrong with the definition is said here, before anything waits.
+            points, _ = self._expand(arguments, stages.placeholder)
+            tasks = {str(point.get("task", self.config.task)) for point in points}
+            node = _node(self.config, "cluster")
+            clusters = [asked_by(point, node, launcher) for point in points]
+            begin_work()
+            if dry_run is DryRun.NO:
+                successor.submit(error, root, node, tasks)
+            else:
+                script = successor.script(error, root, node, tasks) if is_queued else None
+                Outlook(error, root, points, clusters, launcher, script).show(dry_run)
             return
         points, fixed = self._expand(arguments, best)
         composer = Composer(

@@ -30,8 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rundir import DONE, State, UserError, read_json, require, unknown
 from rundir.files import METRICS_FILE, RECORD_KEYS, RUN_FILE, SWEEP_DIR
-from sweeps.define.definition import Point, bare, canonical
-from sweeps.define.overrides import parse, shown
+from sweeps.define.definition import bare, canonical
+from sweeps.define.overrides import parse
 from sweeps.follow import display, states
 from sweeps.follow.states import RunState
 from sweeps.planning.identity import MAX_NAME_BYTES
@@ -317,6 +317,11 @@ def placeholder(key: str, *filters: object) -> object:
     return f"best({', '.join(str(part) for part in (key, *filters))})"
 
 
+def is_placeholder(value: object) -> bool:
+    """Say whether a value is one, or holds one."""
+    return "best(" in str(value)
+
+
 @contextmanager
 def resolving(best: Best) -> Iterator[None]:
     """Give ``${best:…}`` its meaning for a while."""
@@ -331,17 +336,3 @@ def resolving(best: Best) -> Iterator[None]:
         yield
     finally:
         OmegaConf.clear_resolver("best")
-
-
-def show(waiting: Unfinished, root: Path, points: Sequence[Point], *, as_json: bool) -> None:
-    """Print what is known of a second stage whose first one is not over."""
-    if as_json:
-        first = {"sweep": waiting.after.sweep, "jobs": list(waiting.jobs), "why": str(waiting)}
-        place = {"sweep": waiting.name, "directory": str(root)}
-        runs = [{"varying": point} for point in points]
-        display.emit({**place, "waits_for": first, "runs": runs})
-        return
-    for point in points:
-        display.out.print(shown(point), markup=False)
-    display.err.print(f"{waiting}", markup=False)
-    display.err.print("dry run: nothing was started or written")
