@@ -243,17 +243,15 @@ _ELSEWHERE = {
     "hydra.sweep.dir": "write paths.multirun=… and paths.sweep=…",
     "hydra.sweep.subdir": "write paths.group=… and paths.run_name=…",
     "hydra.job.chdir": "runs of a sweep stay where it was launched",
-    "hydra.job.env_set": "export variables before launching; on SLURM cluster.setup may",
     "hydra.callbacks": "runs of a sweep are no Hydra jobs; the task can do it",
 }
 """Settings of Hydra's own that would count for nothing here, and what to do instead."""
 
 
-_USUAL: dict[str, object] = {
+_USUAL: dict[str, str | None] = {
     "hydra.sweep.dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}",
     "hydra.sweep.subdir": "${hydra.job.num}",
     "hydra.job.chdir": None,
-    "hydra.job.env_set": {},
 }
 """What Hydra itself has there."""
 
@@ -284,8 +282,8 @@ def _changed(hydra: DictConfig) -> Iterator[str]:
         yield "hydra.callbacks"
     kind = getattr(get_class(given["launcher"]["_target_"]), "cluster_type", None)
     if kind is not None:
-        usual = _unresolved(OmegaConf.structured(kind))
-        yield from (f"hydra.launcher.{k}" for k, v in given["launcher"].items() if v != usual[k])
+        ours = _unresolved(OmegaConf.structured(kind))
+        yield from (f"hydra.launcher.{k}" for k, v in given["launcher"].items() if v != ours[k])
 
 
 def _unresolved(node: DictConfig) -> dict[str, Any]:

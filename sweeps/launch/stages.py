@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from hydra._internal.utils import get_args
+from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -294,7 +294,7 @@ def _after_in_file(name: str, folders: Sequence[Path]) -> str | None:
 
 def _command(sweep: str) -> str:
     """Return the command that launches the first stage where the second one is launched."""
-    given = get_args(sys.argv[1:])
+    given, _ = get_args_parser().parse_known_args(sys.argv[1:])
     kept = [a for a in given.overrides if bare(a).startswith(("cluster", "paths.multirun="))]
     flags = ("config_path", "config_dir", "config_name")
     for flag in (flag for flag in flags if getattr(given, flag)):

@@ -313,7 +313,6 @@ IDLE = {
     "sweep: {dir: elsewhere}": "hydra.sweep.dir has no effect in a sweep; write paths.multirun=",
     "sweep: {subdir: x}": "hydra.sweep.subdir has no effect in a sweep; write paths.group=",
     "job: {chdir: true}": "hydra.job.chdir has no effect in a sweep; runs of a sweep stay",
-    "job: {env_set: {X: 1}}": "hydra.job.env_set has no effect in a sweep; export",
 }
 """What a definition may ask of Hydra that no run of a sweep would notice."""
 
