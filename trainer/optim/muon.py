@@ -11,6 +11,7 @@
                  W <- (1 - lr wd) W - lr 0.2 N / rms(N)                    (arXiv 2510.05491)
 
 lr is the matrices'; everything else moves by torch's fused AdamW, with bias correction, at its own.
+lr may be a tensor on the device, which a captured step follows.
 polar: jordan divides u by its Frobenius norm alone, as torch does, however small it is; torch does
 not divide by less than 1e-7. A step never waits for the device, and counts AdamW's steps there, so
 that a captured one goes on counting. A non-finite gradient goes into the state: whoever steps looks
@@ -34,6 +35,7 @@ from trainer.optim.averages import averaged, kept
 from trainer.optim.batches import polar_factors
 from trainer.optim.groups import split_parameters
 from trainer.optim.params import MuonTorchParams, NorMuonParams
+from trainer.optim.scaling import add_scaled, decay_weights
 
 ADAMW_RMS = 0.2
 """Root mean square of an AdamW update, roughly (arXiv 2502.16982)."""
@@ -70,8 +72,8 @@ class Muon(torch.optim.Optimizer):
             momenta = list(torch._foreach_lerp(gradients, momenta, momentum))
         factors = polar_factors(momenta, group["polar"], group["ns_steps"], gptopt_compat=False)
         updates = self._updates(group, weights, factors)
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        decay_weights(weights, group["lr"], group["weight_decay"])
+        add_scaled(weights, updates, -group["lr"])
 
     def _updates(
         self, group: dict[str, Any], weights: list[Tensor], factors: list[Tensor]
@@ -84,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         for weight in weights:
             if "step" not in self.state[weight]:
                 self.state[weight]["step"] = torch.zeros((), device=weight.device)
-        beta1, beta2 = group["betas"]
+        (beta1, beta2), lr = group["betas"], group["lr"]
         adamw(
             weights,
             [weight.grad for weight in weights if weight.grad is not None],
@@ -96,7 +98,8 @@ class Muon(torch.optim.Optimizer):
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
+            # On CUDA torch's kernel reads a tensor as fp32.
+            lr=lr.float() if isinstance(lr, Tensor) and lr.is_cuda else lr,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
