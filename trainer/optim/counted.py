@@ -23,8 +23,8 @@ from trainer.optim.averages import kept
 from trainer.optim.scaling import Number, decay_weights, each
 
 
-class CountedOptimizer(torch.optim.Optimizer):
-    """Weights of a group whose counters agree move together."""
+class CountsSteps(torch.optim.Optimizer):
+    """Keeps the numbers, on the host and the device."""
 
     COUNTERS: ClassVar[tuple[str, ...]] = ("step",)
     """Keys of the numbers, fp64 scalars, that a weight's steps add up in its state."""
@@ -33,6 +33,67 @@ class CountedOptimizer(torch.optim.Optimizer):
         self._on_host: dict[Tensor, dict[str, float]] = defaultdict(dict)
         self._device_counts = False
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state; counters on a device are waited for."""
+        super().load_state_dict(dict(state_dict))
+        weights = chain.from_iterable(group["params"] for group in self.param_groups)
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        self._on_host.clear()
+        for weight, number in zip(weights, numbers, strict=True):
+            saved = state_dict["state"].get(number, {})
+            for key in self.COUNTERS:
+                if key in saved:
+                    # From what was saved: torch rounds a state to the weight's dtype.
+                    self._on_host[weight][key] = float(saved[key])
+                    counter = torch.as_tensor(saved[key], dtype=torch.float64)
+                    self.state[weight][key] = counter.to(weight.device, copy=True)
+
+    def _add(self, key: str, weights: list[Tensor], amount: Number) -> Number:
+        """Add to a counter of a batch and return what it is then."""
+        for weight in weights:
+            if key not in self.state[weight]:
+                zero = torch.zeros((), dtype=torch.float64, device=weight.device)
+                self.state[weight][key] = zero
+        counters = [self.state[weight][key] for weight in weights]
+        torch._foreach_add_(counters, each(amount, counters))
+        if self._device_counts or isinstance(amount, Tensor):
+            return torch.stack(counters)
+        total = self._on_host[weights[0]].get(key, 0.0) + amount
+        for weight in weights:
+            self._on_host[weight][key] = total
+        return total
+
+    def _batches(self, weights: list[Tensor]) -> list[list[Tensor]]:
+        """Return weights whose counters agree, or all where only the device knows."""
+        if self._device_counts:
+            return [weights] if weights else []
+        batches: dict[tuple[float, ...], list[Tensor]] = defaultdict(list)
+        for weight in weights:
+            counts = self._on_host[weight]
+            batches[tuple(counts.get(key, 0.0) for key in self.COUNTERS)].append(weight)
+        return list(batches.values())
+
+    def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(self.state.get(weight) for weight in weights):
+            raise RuntimeError(
+                "the first step of a weight makes its state, and every replay of a graph would do "
+                "so again: take a step before capturing one"
+            )
+        self._device_counts |= capturing or isinstance(group["lr"], Tensor)
+
+    def _latest(self, weights: list[Tensor]) -> Number:
+        """Return the number of the weights' last step, where the host can't tell one for each."""
+        counts = {self._on_host[weight].get("step") for weight in weights}
+        [count, *others] = counts
+        if self._device_counts or others or count is None:
+            return torch.stack([self.state[weight]["step"] for weight in weights])
+        return count
+
+
+class CountedOptimizer(CountsSteps):
+    """Weights of a group whose counters agree move together."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -53,21 +114,6 @@ class CountedOptimizer(torch.optim.Optimizer):
                 gradients = [weight.grad for weight in batch]
                 self._move(group, batch, gradients, self._add("step", batch, 1.0))
         return loss
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state; counters on a device are waited for."""
-        super().load_state_dict(dict(state_dict))
-        weights = chain.from_iterable(group["params"] for group in self.param_groups)
-        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        self._on_host.clear()
-        for weight, number in zip(weights, numbers, strict=True):
-            saved = state_dict["state"].get(number, {})
-            for key in self.COUNTERS:
-                if key in saved:
-                    # From what was saved: torch rounds a state to the weight's dtype.
-                    self._on_host[weight][key] = float(saved[key])
-                    counter = torch.as_tensor(saved[key], dtype=torch.float64)
-                    self.state[weight][key] = counter.to(weight.device, copy=True)
 
     @abstractmethod
     def _move(
@@ -125,40 +171,6 @@ class CountedOptimizer(torch.optim.Optimizer):
     def _zeros(self, key: str, weights: list[Tensor]) -> list[Tensor]:
         """Return what is kept under ``key``, which starts at zero."""
         return kept(self.state, key, weights, weights, from_zero=True)
-
-    def _add(self, key: str, weights: list[Tensor], amount: Number) -> Number:
-        """Add to a counter of a batch and return what it is then."""
-        for weight in weights:
-            if key not in self.state[weight]:
-                zero = torch.zeros((), dtype=torch.float64, device=weight.device)
-                self.state[weight][key] = zero
-        counters = [self.state[weight][key] for weight in weights]
-        torch._foreach_add_(counters, each(amount, counters))
-        if self._device_counts or isinstance(amount, Tensor):
-            return torch.stack(counters)
-        total = self._on_host[weights[0]].get(key, 0.0) + amount
-        for weight in weights:
-            self._on_host[weight][key] = total
-        return total
-
-    def _batches(self, weights: list[Tensor]) -> list[list[Tensor]]:
-        """Return weights whose counters agree, or all where only the device knows."""
-        if self._device_counts:
-            return [weights] if weights else []
-        batches: dict[tuple[float, ...], list[Tensor]] = defaultdict(list)
-        for weight in weights:
-            counts = self._on_host[weight]
-            batches[tuple(counts.get(key, 0.0) for key in self.COUNTERS)].append(weight)
-        return list(batches.values())
-
-    def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        if capturing and not all(self.state.get(weight) for weight in weights):
-            raise RuntimeError(
-                "the first step of a weight makes its state, and every replay of a graph would do "
-                "so again: take a step before capturing one"
-            )
-        self._device_counts |= capturing or isinstance(group["lr"], Tensor)
 
 
 def _fit_for_fusing(weights: list[Tensor], gradients: list[Tensor]) -> bool:

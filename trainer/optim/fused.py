@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.kernels import AdamWScalars, Backend, adamw_step
 from trainer.kernels.operands import Slot
+from trainer.kernels.plans import Plans
 
 
 def fused_adamw(
@@ -16,6 +17,7 @@ def fused_adamw(
     scalars: AdamWScalars,
     backend: Backend,
     clip_factor: Tensor | None = None,
+    plans: Plans | None = None,
 ) -> None:
     """As :func:`trainer.kernels.adamw_step`, which it is on everything but a CPU.
 
@@ -27,20 +29,22 @@ def fused_adamw(
         scalars: shared by all slots.
         backend: chosen by :func:`trainer.kernels.choose_backend`.
         clip_factor: scalar that multiplies every gradient; None is 1.
+        plans: the kernel's.
     """
     if backend == "triton" or slots[0].weight.device.type != "cpu":
-        adamw_step(slots, scalars, backend, clip_factor)
+        adamw_step(slots, scalars, backend, clip_factor, plans)
         return
     weights, gradients, means, squares = (list(column) for column in zip(*slots, strict=True))
     if clip_factor is not None:
         gradients = list(torch._foreach_mul(gradients, clip_factor))
+    steps = torch.as_tensor(scalars.step, dtype=torch.float32).expand(len(weights))
     torch._fused_adamw_(
         weights,
         gradients,
         means,
         squares,
         [],
-        [torch.tensor(float(scalars.step))] * len(weights),
+        list(steps.unbind()),
         lr=scalars.lr,
         beta1=scalars.beta1,
         beta2=scalars.beta2,
