@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-BLOCK = 128
-"""Size up to which :func:`inverse_factor` leaves a matrix to the library."""
+BLOCK = 256
+"""Size up to which :func:`inverse_factor` leaves a matrix to the library: as fast on an H100 as
+128, for half as many calls."""
 
 Way = Literal["solve", "blocks"]
 
@@ -52,7 +53,7 @@ class DampedInverse:
 
 
 def inverse_factor(c_KNN: Tensor) -> Tensor:
-    """Return the inverse of each C's lower Cholesky factor, lower triangular.
+    """Return the inverse of each C's lower Cholesky factor, lower triangular; C is overwritten.
 
     By halves: from A = L L^T and the inverse of L the block below gives its part of the factor,
     and what is left of the last quarter is factored in turn. 4/3 N^3 FLOPs in products.
@@ -70,14 +71,21 @@ def _fill_inverse_factor(c_KNN: Tensor, inverse_KNN: Tensor) -> None:
         inverse_KNN.copy_(solved_KNN)
         return
     cut = BLOCK * -(-size // (2 * BLOCK))
-    first, last = slice(None, cut), slice(cut, None)
-    upper = inverse_KNN[:, first, first]
-    _fill_inverse_factor(c_KNN[:, first, first], upper)
-    below = torch.bmm(c_KNN[:, last, first], upper.mT)
-    rest = torch.baddbmm(c_KNN[:, last, last], below, below.mT, alpha=-1)
-    lower = inverse_KNN[:, last, last]
-    _fill_inverse_factor(rest, lower)
-    inverse_KNN[:, last, first] = torch.bmm(lower, torch.bmm(below, upper)).neg_()
+    c_first, c_below, c_rest = _lower_blocks(c_KNN, cut)
+    first, below_first, rest = _lower_blocks(inverse_KNN, cut)
+    _fill_inverse_factor(c_first, first)
+    below = torch.bmm(c_below, first.mT)
+    c_rest.baddbmm_(below, below.mT, alpha=-1)
+    _fill_inverse_factor(c_rest, rest)
+    below_first.baddbmm_(rest, torch.bmm(below, first), beta=0, alpha=-1)
+
+
+def _lower_blocks(x_KNN: Tensor, cut: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two blocks on the diagonal, and between them the one below it."""
+    sizes = (cut, x_KNN.shape[-1] - cut)
+    above, below = torch.split_with_sizes(x_KNN, sizes, dim=-2)
+    left, right = torch.split_with_sizes(below, sizes, dim=-1)
+    return above.narrow(-1, 0, cut), left, right
 
 
 def _factor(c_KNN: Tensor) -> Tensor:
