@@ -17,6 +17,12 @@ REFUSING = {
     "soap": "refreshes its bases in some steps only, which the host counts; a graph has one step"
 }
 """Optimizers that no graph can capture, and why; they say so themselves."""
+VALUES: dict[str, dict[str, Any]] = {
+    # Divided by its own root, a direction that rounding decides would be as large as any.
+    "dap-ns-nadam": {"dap_beta2": 0.0, "accelerated": 0.05},
+    "dap-ns-nadam-accel": {"dap_beta2": 0.0, "rcond": 0.05, "damping": 0.3},
+    "sign-gd-nonlmo": {"lr": 1e-6},
+}
 LOSSES = (4.0, 3.0, 3.5, 2.5, 3.2, 3.1)
 WARM_UP = 2
 
@@ -31,7 +37,8 @@ class Trained:
     """A model with gradients, tokens, a loss and an optimizer's rates that stay where they are."""
 
     def __init__(self, net: GPT, name: str, *, rate_in_tensor: bool) -> None:
-        params = optimizer_params({"name": name, "lr": 0.01, "weight_decay": 0.1}, "")
+        values = {"lr": 0.01, "weight_decay": 0.1, **VALUES.get(name, {})}
+        params = optimizer_params({"name": name, **values}, "")
         self.net, self.optimizer = net, build_optimizer(net, params)
         device = next(net.parameters()).device
         self.tokens = torch.zeros(8, 32, dtype=torch.long, device=device)
