@@ -179,7 +179,7 @@ def test_a_compiled_model_shares_its_sums_and_is_compiled_once(cuda: torch.devic
         torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("way", ["solve", "blocks"])
+@pytest.mark.parametrize("way", ["solve", "blocks", "triton"])
 @pytest.mark.parametrize(("size", "outputs"), [(300, 64), (768, 2304), (2048, 768)])
 def test_cholesky_keeps_fp32s_digits_where_tf32_is_allowed(
     cuda: torch.device, way: Way, size: int, outputs: int
@@ -197,6 +197,18 @@ def test_cholesky_keeps_fp32s_digits_where_tf32_is_allowed(
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")
     assert (ours - exact).norm() < 2e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("size", [1, 33, 128, 200])
+def test_the_kernel_drops_what_rounding_leaves_nothing_of(cuda: torch.device, size: int) -> None:
+    x = torch.randn(5, 1 + size // 4, size, device=cuda)
+    singular = x.mT @ x
+    solved = DampedInverse(singular, 0.0, "triton").applied(torch.ones(5, 2, size, device=cuda))
+    assert solved.isfinite().all()
+    singular[1, 0, 0] = float("nan")
+    solved = DampedInverse(singular, 0.0, "triton").applied(torch.ones(5, 2, size, device=cuda))
+    assert solved[1].isnan().any()
+    assert solved[2:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
