@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 import sweeps
-from rundir import UserError, exit_code_of
+from rundir import OptsweepError, UserError, exit_code_of
+from sweeps.planning import phase
 
 CONFIG = str(Path(__file__).resolve().parent / "conf")
 
@@ -45,19 +44,29 @@ def _without_json(words: list[str]) -> list[str]:
     return [*(w for w in words if w != "--json" and w.lower() != "dry_run=true"), "dry_run=json"]
 
 
+def _is_about_input(error: Exception) -> bool:
+    """Say whether an error is the user's: Hydra's own, or any before there is a plan of runs."""
+    if isinstance(error, sweeps.HYDRAS_OWN):  # one of which is an OSError
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENAMETOOLONG
+    return not (isinstance(error, OptsweepError) or phase.at_work())
+
+
 def launch() -> int:
     """Let Hydra compose and run; put its errors in words of our own."""
+    in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra prints an error in its own many lines, unless it is told to let it through.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = _without_json(sys.argv[1:])
     sweeps.use_frozen_tasks()
     try:
         main()
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError) as error:
-        raise sweeps.explain(sys.argv[1:], CONFIG, error) from error
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except Exception as error:
+        if not _is_about_input(error):
             raise
+        if in_full:
+            traceback.print_exc()
         raise sweeps.explain(sys.argv[1:], CONFIG, error) from error
     return 0
 

@@ -97,10 +97,11 @@ def require(condition: bool, name: str, value: object, must: str) -> None:
 
 
 def _shown(value: object) -> str:
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    )
-    return _clipped(text)
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = f"<{type(value).__name__} of more than 4300 digits>"
+    return "null" if value is None else text.lower() if isinstance(value, bool) else _clipped(text)
 
 
 def _clipped(text: str) -> str:

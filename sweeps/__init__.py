@@ -7,9 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sweeps.launch.entry import compose, explain, run_as_job, run_composed, use_frozen_tasks
+    from sweeps.launch.entry import (
+        HYDRAS_OWN,
+        compose,
+        explain,
+        run_as_job,
+        run_composed,
+        use_frozen_tasks,
+    )
 
-__all__ = ["compose", "explain", "run_as_job", "run_composed", "use_frozen_tasks"]
+__all__ = ["HYDRAS_OWN", "compose", "explain", "run_as_job", "run_composed", "use_frozen_tasks"]
 
 
 def __getattr__(name: str) -> object:

@@ -61,7 +61,7 @@ class LocalCluster(LocalQueueConf):  # type: ignore[misc]
     def __post_init__(self) -> None:
         """Check what only applies to one machine."""
         _require_one_process(self)
-        _require_positive(self, "cpus_per_task", *_PACKING)
+        _require_within_bounds(self)
         rules_of(self)
         where = "cluster.gpus_per_node"
         require(self.gpus_per_node in {None, 0, 1}, where, self.gpus_per_node, "null, 0 or 1 here")
@@ -98,8 +98,8 @@ class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         """Check what sbatch would only punish later."""
-        tasks = ("nodes", "tasks_per_node")
-        _require_positive(self, "array_parallelism", "timeout_min", *tasks, *_PACKING)
+        require(self.timeout_min >= 1, "cluster.timeout_min", self.timeout_min, "at least 1")
+        _require_within_bounds(self)
         _require_packing(self)
         rules_of(self)
         require(
@@ -130,9 +130,29 @@ class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
 
 Cluster = LocalCluster | SlurmCluster
 
+_LEAST = {
+    **dict.fromkeys(("timeout_min", "signal_delay_s"), 0),
+    **dict.fromkeys(("gpus_per_node", "gpus_per_task"), 0),
+    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "cpus_per_gpu", "mem_gb"), 1),
+    **dict.fromkeys(("array_parallelism", *_PACKING), 1),
+}
+"""The least value of each field that is a number, but for those of the rules."""
+
+_MOST = 10_000_000
+"""Ten million is beyond any cluster, and as minutes 19 years."""
 
 _OPTION = re.compile("[a-z][a-z0-9_-]*")
 """The name of an sbatch option."""
+
+_OWN = {
+    "array": "cluster.workers and cluster.array_parallelism: an element is a worker of the sweep",
+    "chdir": "the sweep: its workers start in the frozen code",
+    "error": "the sweep: its workers' logs lie in its directory",
+    "job-name": "the sweep: a submission is found again by it",
+    "output": "the sweep: its workers' logs lie in its directory",
+    "wrap": "the sweep: the script is its own",
+}
+"""Options of sbatch that would break a submission, and what sets them."""
 
 _SHELL = frozenset({"setup"})
 """Fields whose lines are shell code by definition."""
@@ -168,6 +188,12 @@ def require_printable(node: Mapping[str, Any]) -> None:
         must = "the name of an sbatch option, such as mail-type"
         good = isinstance(name, str) and _OPTION.fullmatch(name) is not None
         require(good, "key of cluster.additional_parameters", name, must)
+        # sbatch takes the beginning of an option's name for the whole.
+        ours = (own for own in _OWN if own.startswith(name.replace("_", "-")))
+        for own in ours:
+            raise IllegalValue(
+                f"cluster.additional_parameters.{name}", more[name], f"left to {_OWN[own]}"
+            )
     given = {key: value for key, value in node.items() if key not in _SHELL}
     given |= {f"additional_parameters.{name}": value for name, value in more.items()}
     for key, value in given.items():
@@ -182,10 +208,12 @@ def submitit_parameters(built: Cluster) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in hidden and v not in (None, {}, [])}
 
 
-def _require_positive(built: Cluster, *names: str) -> None:
-    for name in names:
-        value = getattr(built, name)
-        require(value is None or value >= 1, f"cluster.{name}", value, "null or at least 1")
+def _require_within_bounds(built: Cluster) -> None:
+    for name in (each.name for each in fields(built) if each.name in _LEAST):
+        value, least = getattr(built, name), _LEAST[name]
+        if value is not None:
+            require(value >= least, f"cluster.{name}", value, f"null or at least {least}")
+            require(value <= _MOST, f"cluster.{name}", value, f"at most {_MOST:,}")
 
 
 def rules_of(built: Cluster) -> Rules:

@@ -36,6 +36,7 @@ from sweeps.cluster.clusters import (
     submitit_parameters,
 )
 from sweeps.cluster.intents import job_name
+from sweeps.planning.phase import begin_work
 from sweeps.records import freeze, owners
 from sweeps.records.ledger import LOCAL, SLURM, Share, Submission
 
@@ -105,6 +106,7 @@ class _Waiting:
         names = {field.name for field in fields(self.their_config)}
         self.params = {key: value for key, value in self.params.items() if key in names}
         require_printable(self.params)
+        begin_work()
         self.params["timeout_min"] = self.params["timeout_min"] or _NO_LIMIT_MIN
         with scheduler.clean_environment(), _without_warnings():
             results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]
@@ -279,6 +281,12 @@ def slurm_executor(cluster: SlurmCluster, folder: Path, name: str) -> Any:
     parameters = executor._convert_parameters(submitit_parameters(cluster))
     executor.update_parameters(**parameters, job_name=name)
     return executor
+
+
+def script_of(executor: Any, command: str) -> str:
+    """Return the sbatch script that submitit's executor would have for a command."""
+    text: str = executor._make_submission_file_text(command, "dry_run")
+    return text
 
 
 def sbatch(executor: Any, command: str) -> str:

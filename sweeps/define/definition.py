@@ -22,7 +22,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rundir import IllegalValue, UserError, unknown
 from rundir.files import UNSIGNED_KEYS
 from sweeps.define import paramsfile, sampling
 from sweeps.define.overrides import shown
+from sweeps.define.values import listed, require_plain
 
 Point = dict[str, Any]
 
@@ -52,6 +53,9 @@ TOP_KEYS = (*KEYS, "after", "name")
 
 MAX_POINTS = 100_000
 """A definition of more is a mistake: ten times the largest sweep that is planned in seconds."""
+
+_UNCOUNTED = 10**12
+"""A count that a message does not write out."""
 
 _KEY = re.compile(r"\+{0,2}[^\W\d][\w.$/@:-]*", re.ASCII)
 
@@ -100,13 +104,15 @@ def _root(key: str) -> str:
 def _expanded(
     definition: Mapping[str, Any], where: str, folders: Sequence[Path], legal: Sequence[str]
 ) -> list[_Placed]:
-    for key in definition:
+    for key, value in definition.items():
         if key not in legal:
             raise unknown("key", str(key), legal, where)
+        if value is None and key in KEYS:
+            raise IllegalValue(f"{where}.{key}", value, "given, or the key left out")
     found = [_Placed(point, where) for point in _multiplied(definition, where, folders)]
     if definition.get("blocks") is not None:
         inner = _blocks(definition["blocks"], f"{where}.blocks", folders)
-        _bounded([len(found), len(inner)], where)
+        bounded([len(found), len(inner)], where)
         found = [
             _Placed(_joined(outer.point, one.point, where), one.where)
             for outer in found
@@ -142,7 +148,7 @@ def _multiplied(block: Mapping[str, Any], where: str, folders: Sequence[Path]) -
         _seeds(block.get("seeds"), f"{where}.seeds"),
         _cluster(block.get("cluster"), f"{where}.cluster"),
     ]
-    _bounded([len(axis) for axis in axes], where)
+    bounded([len(axis) for axis in axes], where)
     return [
         functools.reduce(lambda one, more: _joined(one, more, where), parts)
         for parts in itertools.product(*axes)
@@ -226,15 +232,15 @@ def canonical(value: object) -> object:
 def _grid(grid: object, where: str) -> list[Point]:
     if grid is None:
         return [{}]
-    table = {k: _values(v, f"{where}.{k}") for k, v in _mapping(grid, where).items()}
-    _bounded([len(values) for values in table.values()], where)
+    table = {k: listed(v, f"{where}.{k}") for k, v in _mapping(grid, where).items()}
+    bounded([len(values) for values in table.values()], where)
     return [dict(zip(table, values, strict=True)) for values in itertools.product(*table.values())]
 
 
 def _zip(columns: object, where: str) -> list[Point]:
     if columns is None:
         return [{}]
-    table = {k: _values(v, f"{where}.{k}") for k, v in _mapping(columns, where).items()}
+    table = {k: listed(v, f"{where}.{k}") for k, v in _mapping(columns, where).items()}
     lengths = {key: len(values) for key, values in table.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{key}: {n}" for key, n in lengths.items())
@@ -250,7 +256,7 @@ def _runs(runs: object, where: str) -> list[Point]:
     found = [dict(_mapping(run, f"{where}[{i}]")) for i, run in enumerate(runs)]
     for i, point in enumerate(found):
         for key, value in point.items():
-            _require_plain(value, f"{where}[{i}].{key}")
+            require_plain(value, f"{where}[{i}].{key}")
     return found
 
 
@@ -258,7 +264,7 @@ def _sample(sample: object, where: str) -> list[Point]:
     if sample is None:
         return [{}]
     if isinstance(sample, Mapping) and isinstance(sample.get("n"), int):
-        _bounded([sample["n"]], where)
+        bounded([sample["n"]], where)
     found = sampling.draw(sample, where)
     _mapping(found[0], f"{where}.keys")
     return found
@@ -268,10 +274,11 @@ def _seeds(seeds: object, where: str) -> list[Point]:
     if seeds is None:
         return [{}]
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
-        _bounded([seeds], where)
+        bounded([seeds], where)
         seeds = list(range(seeds))
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise IllegalValue(where, seeds, "a count ≥ 1 or a list of whole numbers")
+    require_plain(seeds, where)
     return [{"seed": seed} for seed in seeds]
 
 
@@ -284,7 +291,7 @@ def _cluster(cluster: object, where: str) -> list[Point]:
         raise IllegalValue(where, cluster, must)
     found: Point = {}
     for key, value in cluster.items():
-        _require_plain(value, f"{where}.{key}")
+        require_plain(value, f"{where}.{key}")
         if isinstance(value, Mapping):
             found |= {f"++cluster.{key}.{name}": item for name, item in value.items()}
         else:
@@ -311,30 +318,9 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _values(values: object, where: str) -> list[Any]:
-    if not isinstance(values, list) or not values:
-        raise IllegalValue(where, values, "a non-empty list of values")
-    for i, value in enumerate(values):
-        _require_plain(value, f"{where}[{i}]")
-    return values
-
-
-def _require_plain(value: object, where: str) -> None:
-    """Refuse what an override has no way to write."""
-    inner: Iterable[object] = ()
-    if isinstance(value, Mapping):
-        inner = value.values()
-    elif isinstance(value, (list, tuple)):
-        inner = value
-    elif not (value is None or isinstance(value, (str, int, float))):
-        kind = type(value).__name__
-        raise UserError(f"{where} is {kind}; must be a number, a text, true, false, null or a list")
-    for item in inner:
-        _require_plain(item, where)
-
-
-def _bounded(counts: Sequence[int], where: str) -> None:
-    if math.prod(counts) > MAX_POINTS:
-        raise UserError(
-            f"{where} has {math.prod(counts):,} runs; must be at most {MAX_POINTS:,} in one sweep"
-        )
+def bounded(counts: Sequence[int], where: str) -> None:
+    """Refuse a product of axes of these lengths that is larger than a sweep may be."""
+    total = math.prod(counts)
+    if total > MAX_POINTS:
+        said = f"{total:,}" if total < _UNCOUNTED else f"more than {_UNCOUNTED:,}"
+        raise UserError(f"{where} has {said} runs; must be at most {MAX_POINTS:,} in one sweep")

@@ -15,6 +15,9 @@ from hydra.errors import HydraException
 from rundir import UserError
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./+-]*")
+_SPECIAL = re.compile(r"[\\()\[\]{}:=,\s]")
+"""What the grammar takes in a mapping's key behind a backslash only."""
+
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 _SPOKEN_FOR = frozenset({"true", "false", "yes", "no", "on", "off", "null", "none", "nan", "inf"})
 
@@ -48,7 +51,11 @@ def _head(key: str) -> Override | None:
 
 
 def literal(value: object) -> str:
-    """Return ``value`` in Hydra's override grammar."""
+    """Return ``value`` in Hydra's override grammar.
+
+    Raises:
+        UserError: a mapping in it has a key that the grammar can't spell.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -56,10 +63,30 @@ def literal(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_quoted(str(k))}:{literal(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{_dict_key(k)}:{literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(literal(item) for item in value) + "]"
     return _quoted(str(value))
+
+
+def _dict_key(key: object) -> str:
+    """Return a mapping's key in Hydra's grammar, which takes none in quotes."""
+    text = _SPECIAL.sub(r"\\\g<0>", key) if isinstance(key, str) else literal(key)
+    if _read_as_key(text) == literal([key]):
+        return text
+    raise UserError(
+        f"key {brief(repr(key))} of a mapping can't be written in an override; must be a number, "
+        "true, false, null, or an ASCII text without quotes that reads as none of these"
+    )
+
+
+def _read_as_key(text: str) -> str | None:
+    """Return the literal of a list of the key that Hydra reads in a text; None if it reads none."""
+    try:
+        found: Any = parse(f"x={{{text}:0}}").value()
+    except UserError:
+        return None
+    return literal(list(found))
 
 
 def _quoted(text: str) -> str:
@@ -80,9 +107,19 @@ def parse(text: str) -> Override:
     """
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"override {text!r} can't be read: {said}") from None
+    except (HydraException, ValueError, RecursionError) as error:
+        raise unreadable(text, error) from None
+
+
+def unreadable(text: str, error: Exception) -> UserError:
+    """Return in one line why an override can't be read.
+
+    Python refuses numbers of more than 4300 digits, and lists within more lists than it has stack.
+    """
+    said = " ".join(str(error).split())
+    if not isinstance(error, HydraException):
+        said = said.partition(";")[0]
+    return UserError(f"override {brief(repr(text), 200)} can't be read: {said}")
 
 
 def shown(point: Mapping[str, Any]) -> str:
@@ -92,8 +129,8 @@ def shown(point: Mapping[str, Any]) -> str:
     )
 
 
-def brief(value: object) -> str:
-    """Return a value for a table or message: printable, and of at most 60 characters."""
+def brief(value: object, longest: int = 60) -> str:
+    """Return a value for a table or message: printable, and of at most so many characters."""
     text = str(value)
     text = text if text.isprintable() else repr(text)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -9,6 +9,7 @@ A name is a config key, unless ``keys`` says which one it stands for.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,10 +105,18 @@ def _json(text: str, file: Path) -> object:
     def constant(name: str) -> NoReturn:
         raise _error(f"{name} is no JSON value", file, text, text.index(name))
 
+    def finite(number: str) -> float:
+        if math.isinf(float(number)):
+            raise _error(f"{number} is too large", file, text, text.index(number))
+        return float(number)
+
+    hooks: dict[str, Any] = {"parse_constant": constant, "parse_float": finite}
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=unique, **hooks)
     except json.JSONDecodeError as error:
         raise _error(error.msg, file, text, error.pos) from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise _error(str(error).partition(";")[0], file, text, 0) from None
     except RecursionError:
         raise _error("nested too deeply", file, text, 0) from None
 

@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rundir import IllegalValue, UserError, require, unknown
+from rundir.wording import count_of
+from sweeps.define.values import listed
 
 DIGITS = 6
 """Significant digits of a drawn number; more would only make the runs' names longer."""
@@ -59,7 +62,8 @@ def draw(sample: object, where: str) -> list[dict[str, Any]]:
         found.setdefault(repr(point), point)
         if len(found) == n:
             return list(found.values())
-    raise UserError(f"{where}.n = {n}; there are only {len(found)} different points to draw")
+    count = count_of(len(found), "different point")
+    raise UserError(f"{where}.n = {n}; must be at most {len(found)}: the keys have only {count}")
 
 
 def _uniform(seed: object, key: str, i: int) -> float:
@@ -84,10 +88,12 @@ def _bounds(args: object, where: str, kinds: tuple[type, ...] = (int, float)) ->
     if not (
         isinstance(args, list)
         and len(args) == 2
-        and all(type(a) in kinds and math.isfinite(a) for a in args)
-        and args[0] < args[1]
+        and all(type(a) in kinds for a in args)
+        and all(abs(a) <= sys.float_info.max for a in args)
+        and 0 < args[1] - args[0] <= sys.float_info.max
     ):
-        raise IllegalValue(where, args, f"two {words} [a, b] with a below b")
+        must = f"two {words} [a, b] with a below b, both and b - a at most 1.8e308 in size"
+        raise IllegalValue(where, args, must)
     return args[0], args[1]
 
 
@@ -114,9 +120,8 @@ def _over_int_uniform(args: object, where: str) -> Callable[[float], int]:
 
 
 def _over_choice(args: object, where: str) -> Callable[[float], Any]:
-    if not isinstance(args, list) or not args:
-        raise IllegalValue(where, args, "a non-empty list of values")
-    return lambda u: args[math.floor(u * len(args))]
+    values = listed(args, where)
+    return lambda u: values[math.floor(u * len(values))]
 
 
 _DISTRIBUTIONS: dict[str, Callable[[object, str], Callable[[float], Any]]] = {

@@ -15,11 +15,14 @@ from hydra._internal.utils import get_args
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rundir import UserError
+from sweeps.define.overrides import brief
 from sweeps.launch import single
 from sweeps.launch.preview import DryRun
 from sweeps.planning import composition
@@ -29,6 +32,9 @@ from sweeps.records.provenance import PROJECT_ROOT
 
 CONFIG_DIR = PROJECT_ROOT / "conf"
 CONFIG_NAME = "config"
+
+HYDRAS_OWN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError)
+"""What Hydra raises of a command line, or of a config file, that it expects to be wrong."""
 
 
 def use_frozen_tasks() -> None:
@@ -147,6 +153,11 @@ def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> User
     if isinstance(error, (yaml.YAMLError, UnicodeError)):
         return _unreadable(error)
     given = get_args(list(arguments))
+    folders = [Path(folder) for folder in (given.config_dir, config_dir) if folder]
+    unreadable = _unreadable_file([given.config_name or CONFIG_NAME, *given.overrides], folders)
+    if unreadable is not None:
+        return unreadable
+    is_expected = isinstance(error, (*HYDRAS_OWN, OSError))
     # No run has a sweep node: about those overrides Hydra's own words must do.
     single = [
         o for o in given.overrides if "," not in o and not o.lstrip("+~").startswith("sweep.")
@@ -155,8 +166,44 @@ def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> User
     try:
         compose(single, config_dir, given.config_name or CONFIG_NAME, more)
     except UserError as found:
-        return found
-    return composition.explained(error)
+        if is_expected or type(found.__context__) is type(error):
+            return found
+    except Exception:
+        if is_expected:
+            raise
+    if is_expected:
+        return composition.explained(error)
+    said = ": ".join(text for text in (type(error).__name__, " ".join(str(error).split())) if text)
+    return UserError(
+        f"this can't be launched: {brief(said, 300)}; HYDRA_FULL_ERROR=1 shows where that arises"
+    )
+
+
+def _unreadable_file(names: Sequence[str], folders: Sequence[Path]) -> UserError | None:
+    """Return which config file named on the command line can't be read, and why.
+
+    Args:
+        names: a config, or the overrides that choose options of groups.
+        folders: where configs lie.
+    """
+    named = [name.lstrip("+").replace("=", "/") for name in names if _A_NAME.fullmatch(name)]
+    for file in (folder / f"{name}.yaml" for name in named for folder in folders):
+        try:
+            OmegaConf.load(file)
+        except OSError:  # there is none of that name
+            continue
+        except (yaml.YAMLError, UnicodeError) as error:
+            return _unreadable(error)
+        except Exception as error:  # noqa: BLE001 - whatever a parser trips over
+            deep = "a list in itself (an alias within its own anchor), or lists too deep"
+            is_deep = isinstance(error.__cause__ or error, RecursionError)
+            said = deep if is_deep else str(error).splitlines()[0].partition(";")[0]
+            return UserError(f"{file}: {said}")
+    return None
+
+
+_A_NAME = re.compile(r"[+\w/-]+(=[\w.-]+)?", re.ASCII)
+"""A config, or an override that may choose the option of a group."""
 
 
 def _unreadable(error: Exception) -> UserError:

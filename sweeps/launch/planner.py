@@ -6,29 +6,30 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rundir import UserError, unknown
+from rundir import UserError, require, unknown
 from rundir.files import MULTIRUN
 from sweeps.cluster import launchers
-from sweeps.define import definition
+from sweeps.define import axes, definition
 from sweeps.define.definition import Point
-from sweeps.define.overrides import parse
+from sweeps.define.overrides import brief
 from sweeps.launch import stages, submission, successor
+from sweeps.launch.outlook import Outlook, asked_by
 from sweeps.launch.preview import DryRun
 from sweeps.planning.composition import Composer
 from sweeps.planning.identity import MAX_NAME_BYTES
+from sweeps.planning.phase import begin_work
 from sweeps.planning.plan import Plan, candidates
 
 
@@ -66,16 +67,20 @@ class Planner(Sweeper):
         try:
             best = self._first_stage(name, root.parent)
         except stages.Unfinished as error:
-            if dry_run is not DryRun.NO:
-                points, _ = self._expand(arguments, stages.placeholder)
-                stages.show(error, root, points, as_json=dry_run is DryRun.JSON)
-            elif launcher.is_detached and error.jobs:
-                # What is wrong with the definition is said here, before anything waits.
-                points, _ = self._expand(arguments, stages.placeholder)
-                tasks = {str(point.get("task", self.config.task)) for point in points}
-                successor.submit(error, root, _node(self.config, "cluster"), tasks)
-            else:
+            is_queued = launcher.is_detached and bool(error.jobs)
+            if dry_run is DryRun.NO and not is_queued:
                 raise
+            # What is wrong with the definition is said here, before anything waits.
+            points, _ = self._expand(arguments, stages.placeholder)
+            tasks = {str(point.get("task", self.config.task)) for point in points}
+            node = _node(self.config, "cluster")
+            clusters = [asked_by(point, node, launcher) for point in points]
+            begin_work()
+            if dry_run is DryRun.NO:
+                successor.submit(error, root, node, tasks)
+            else:
+                script = successor.script(error, root, node, tasks) if is_queued else None
+                Outlook(error, root, points, clusters, launcher, script).show(dry_run)
             return
         points, fixed = self._expand(arguments, best)
         composer = Composer(
@@ -84,6 +89,7 @@ class Planner(Sweeper):
             list(self.config.hydra.overrides.hydra),
         )
         found = candidates(composer, name, points, fixed)
+        begin_work()
         if dry_run is not DryRun.NO:
             submission.show(Plan.read(root) or Plan(name, root), found, launcher, dry_run)
             return
@@ -109,7 +115,7 @@ class Planner(Sweeper):
 
         A key given on the command line replaces what the definition says about it.
         """
-        given = self._parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        given = self._given(arguments)
         typed = {definition.bare(key) for key in given}
         # Those of the sweep node have made the definition what it is, a dry run is one of all runs.
         ours = {
@@ -118,11 +124,11 @@ class Planner(Sweeper):
             if not definition.bare(key).startswith("sweep.") and definition.bare(key) != "dry_run"
         }
         fixed = [o.input_line for o in ours.values() if not o.is_sweep_override()]
-        axes = [_axis(key, o) for key, o in given.items() if o.is_sweep_override()]
-        if not self.params and not axes:
-            _require_below_sweep(self.config)
+        swept = {key: axes.values(o) for key, o in given.items() if o.is_sweep_override()}
         with stages.resolving(best):
             node = _node(self.config, "sweep")
+        if not self.params and not swept:
+            _require_points(self.config, node)
         folders = [Path(), *(folder / "sweep" for folder in _config_folders(self.config))]
         defined = definition.points(node, folders=folders) if node else [{}]
         kept = [
@@ -130,31 +136,34 @@ class Planner(Sweeper):
         ]
         if kept != defined:
             kept = list({repr(point): point for point in kept}.values())
+        definition.bounded([len(kept), *map(len, swept.values())], "the sweep")
         points = [
-            {**point, **{k: v for part in parts for k, v in part.items()}}
+            {**point, **dict(zip(swept, values, strict=True))}
             for point in kept
-            for parts in itertools.product(*axes)
+            for values in itertools.product(*swept.values())
         ]
         return points, [str(line) for line in fixed]
 
-    def _parse(self, texts: Sequence[str]) -> dict[str, Override]:
-        """Parse overrides; of two for one key the later counts, as in Hydra's own sweeper."""
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        try:
-            return {o.get_key_element(): o for o in parser.parse_overrides(list(texts))}
-        except HydraException as error:
-            raise UserError(" ".join(str(error).split())) from None
+    def _given(self, arguments: Sequence[str]) -> dict[str, Override]:
+        """Return the overrides of ``hydra.sweeper.params`` and of the command line, by key.
 
-
-def _axis(key: str, override: Override) -> list[Point]:
-    if definition.bare(key).startswith("sweep."):
-        raise UserError(f"{override.input_line}: a sweep is one sweep; launch each by itself")
-    if not override.is_discrete_sweep():
-        raise UserError(
-            f"{override.input_line}: an interval needs a sampler; list the values, "
-            "or choose a sampling sweeper with hydra/sweeper=…"
-        )
-    return [{key: parse(f"{key}={text}").value()} for text in override.sweep_string_iterator()]
+        Of two for one key the later counts, as in Hydra's own sweeper, unless one on the command
+        line is a sweep, whose values would be lost without a word.
+        """
+        for key, value in self.params.items():
+            must = "values in Hydra's sweep syntax, such as 1,2 or range(1,5)"
+            require(value is not None, f"hydra.sweeper.params.{key}", value, must)
+        loader = self.hydra_context.config_loader
+        swept = axes.parsed([f"{key}={value}" for key, value in self.params.items()], loader)
+        found = {one.get_key_element(): one for one in swept}
+        typed: dict[str, Override] = {}
+        for one in axes.parsed(arguments, loader):
+            first = typed.setdefault(definition.bare(one.get_key_element()), one)
+            if first is not one and (first.is_sweep_override() or one.is_sweep_override()):
+                both = f"{first.input_line} and {one.input_line}"
+                raise UserError(f"{first.key_or_group} is given twice, as {both}; remove one")
+            found[one.get_key_element()] = one
+        return found
 
 
 _NAME = re.compile(r"\w[\w.+=-]*")
@@ -178,7 +187,11 @@ def _of_sweep(config: DictConfig, key: str) -> object:
     node = OmegaConf.select(config, "sweep")
     if node is not None and not isinstance(node, DictConfig):
         raise UserError(f"sweep = {node!r}; must be a mapping such as {{grid: …}}")
-    return None if node is None else node.get(key)
+    try:
+        with stages.resolving(stages.no_reference):
+            return None if node is None else node.get(key)
+    except OmegaConfBaseException as error:
+        raise _unresolvable(error, f"sweep.{key}") from None
 
 
 def _chosen(config: DictConfig) -> str | None:
@@ -197,17 +210,26 @@ def _node(config: DictConfig, key: str) -> dict[str, Any]:
         node = OmegaConf.select(config, key)
         plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except OmegaConfBaseException as error:
-        said = str(error).splitlines()[0]
-        said = said.removeprefix("UserError raised while resolving interpolation: ")
-        raise UserError(f"{error.full_key or key}: {said}") from None
+        raise _unresolvable(error, key) from None
     if plain is not None and not isinstance(plain, dict):
         raise UserError(f"{key} = {plain!r}; must be a mapping")
     return {str(k): v for k, v in (plain or {}).items()}
 
 
-def _require_below_sweep(config: DictConfig) -> None:
-    """Refuse a definition that says what to run beside ``sweep:`` and not below it."""
-    if _chosen(config) is None or config.get("sweep") is not None:
+def _unresolvable(error: OmegaConfBaseException, key: str) -> UserError:
+    said = str(error).splitlines()[0]
+    said = said.removeprefix("UserError raised while resolving interpolation: ")
+    return UserError(f"{error.full_key or key}: {said}")
+
+
+def _require_points(config: DictConfig, node: Mapping[str, Any]) -> None:
+    """Refuse a definition that does not say what to run, or says it beside ``sweep:``."""
+    if config.get("sweep") is not None:
+        if node.keys().isdisjoint(definition.KEYS):
+            said = "must say what to run: {grid: {KEY: [values]}}, {seeds: 3}, …"
+            raise UserError(f"sweep = {brief(node)}; {said}")
+        return
+    if _chosen(config) is None:
         return
     misplaced = [key for key in definition.TOP_KEYS if key != "cluster" and key in config]
     if misplaced:
@@ -226,10 +248,18 @@ _ELSEWHERE = {
 """Settings of Hydra's own that would count for nothing here, and what to do instead."""
 
 
+_USUAL: dict[str, str | None] = {
+    "hydra.sweep.dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}",
+    "hydra.sweep.subdir": "${hydra.job.num}",
+    "hydra.job.chdir": None,
+}
+"""What Hydra itself has there."""
+
+
 def _refuse_idle_settings(config: DictConfig) -> None:
     """Refuse settings of the ``hydra`` node that a planned sweep does not heed."""
-    for text in config.hydra.overrides.hydra:
-        key = str(text).lstrip("+~").partition("=")[0]
+    typed = [str(text).lstrip("+~").partition("=")[0] for text in config.hydra.overrides.hydra]
+    for key in (*typed, *_changed(config.hydra)):
         for idle, instead in _ELSEWHERE.items():
             if key == idle or key.startswith(f"{idle}."):
                 raise UserError(f"{key} has no effect in a sweep; {instead}")
@@ -239,3 +269,22 @@ def _refuse_idle_settings(config: DictConfig) -> None:
             if field in legal:
                 raise UserError(f"{key} has no effect here; write cluster.{field}=…")
             raise unknown("key", field, legal, "cluster")
+
+
+def _changed(hydra: DictConfig) -> Iterator[str]:
+    """Yield the settings without effect that differ from what Hydra, or our launcher, has there."""
+    given = _unresolved(hydra)
+    for key, usual in _USUAL.items():
+        _, parent, name = key.split(".")
+        if given[parent][name] != usual:
+            yield key
+    if given["callbacks"]:
+        yield "hydra.callbacks"
+    kind = getattr(get_class(given["launcher"]["_target_"]), "cluster_type", None)
+    if kind is not None:
+        ours = _unresolved(OmegaConf.structured(kind))
+        yield from (f"hydra.launcher.{k}" for k, v in given["launcher"].items() if v != ours[k])
+
+
+def _unresolved(node: DictConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(node))

@@ -124,7 +124,7 @@ class Preview:
                     "elements": array.submission.elements,
                     "drain": array.submission.share.drain,
                     "runs": [index for index, _ in array.submission.share.runs],
-                    "resources": _resources(array.cluster),
+                    "resources": resources_of(array.cluster),
                     "script": array.script,
                 }
                 for array in self.arrays
@@ -151,12 +151,12 @@ class Preview:
             "overrides": list(run.overrides),
             "state": _word(state),
             "submit": run.index in submitted,
-            "resources": _resources(self.clusters[run.signature]),
+            "resources": resources_of(self.clusters[run.signature]),
         }
 
     def _table(self) -> Table:
         keys = list(dict.fromkeys(key for state in self.asked for key in state.run.varying))
-        resources = {sig: _resources(cluster) for sig, cluster in self.clusters.items()}
+        resources = {sig: resources_of(cluster) for sig, cluster in self.clusters.items()}
         differing = _differing(
             list({id(c): resources[s] for s, c in self.clusters.items()}.values())
         )
@@ -209,7 +209,7 @@ def _word(state: RunState) -> str:
     return "new" if state.state is State.PLANNED else str(state.state)
 
 
-def _resources(cluster: Cluster) -> dict[str, Any]:
+def resources_of(cluster: Cluster) -> dict[str, Any]:
     """Return the fields of a cluster node that ask for something."""
     values = {field.name: getattr(cluster, field.name) for field in fields(cluster)}
     return {k: v for k, v in values.items() if k not in FIXED and v not in (None, {}, [])}

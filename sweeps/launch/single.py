@@ -14,6 +14,7 @@ from sweeps.follow import display, progress, states
 from sweeps.launch.preview import DryRun
 from sweeps.planning import identity, tasks
 from sweeps.planning.composition import Composed
+from sweeps.planning.phase import begin_work
 from sweeps.planning.plan import place
 from sweeps.records import claims, provenance
 from sweeps.records.claims import Claim
@@ -38,6 +39,7 @@ def run_one(
     """
     tasks.check(composed.resolved)
     job = job_of(composed, directory)
+    begin_work()
     if dry_run is not DryRun.NO:
         attempt, found = _next_attempt(job)
         if dry_run is DryRun.JSON:

@@ -24,13 +24,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rundir import DONE, State, UserError, read_json, require, unknown
 from rundir.files import METRICS_FILE, RECORD_KEYS, RUN_FILE, SWEEP_DIR
-from sweeps.define.definition import Point, bare, canonical
-from sweeps.define.overrides import parse, shown
+from sweeps.define.definition import bare, canonical
+from sweeps.define.overrides import parse
 from sweeps.follow import display, states
 from sweeps.follow.states import RunState
 from sweeps.planning.identity import MAX_NAME_BYTES
@@ -293,7 +294,11 @@ def _after_in_file(name: str, folders: Sequence[Path]) -> str | None:
 
 def _command(sweep: str) -> str:
     """Return the command that launches the first stage where the second one is launched."""
-    kept = [a for a in sys.argv[1:] if bare(a).startswith(("cluster", "paths.multirun="))]
+    given, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    kept = [a for a in given.overrides if bare(a).startswith(("cluster", "paths.multirun="))]
+    flags = ("config_path", "config_dir", "config_name")
+    for flag in (flag for flag in flags if getattr(given, flag)):
+        kept += [f"--{flag.replace('_', '-')}", getattr(given, flag)]
     return shlex.join(["python", "launch.py", f"sweep={sweep}", *kept])
 
 
@@ -302,30 +307,32 @@ def no_first_stage(*_: object) -> object:
     raise UserError("${best:…} needs a first stage; write after: NAME into the definition")
 
 
+def no_reference(*_: object) -> object:
+    """Refuse ``${best:…}`` where a definition names itself or its first stage."""
+    raise UserError("${best:…} stands for a value of a run, and for no name or first stage")
+
+
 def placeholder(key: str, *filters: object) -> object:
     """Stand for a value that the first stage has yet to find."""
     return f"best({', '.join(str(part) for part in (key, *filters))})"
 
 
+def is_placeholder(value: object) -> bool:
+    """Say whether a value is one, or holds one."""
+    return "best(" in str(value)
+
+
 @contextmanager
 def resolving(best: Best) -> Iterator[None]:
     """Give ``${best:…}`` its meaning for a while."""
-    OmegaConf.register_new_resolver("best", best, replace=True)
+
+    def resolver(*parts: object) -> object:
+        if not parts or not str(parts[0]).strip():
+            raise UserError("${best:} names no key; must be ${best:KEY} or ${best:KEY,FILTER,…}")
+        return best(*parts)
+
+    OmegaConf.register_new_resolver("best", resolver, replace=True)
     try:
         yield
     finally:
         OmegaConf.clear_resolver("best")
-
-
-def show(waiting: Unfinished, root: Path, points: Sequence[Point], *, as_json: bool) -> None:
-    """Print what is known of a second stage whose first one is not over."""
-    if as_json:
-        first = {"sweep": waiting.after.sweep, "jobs": list(waiting.jobs), "why": str(waiting)}
-        place = {"sweep": waiting.name, "directory": str(root)}
-        runs = [{"varying": point} for point in points]
-        display.emit({**place, "waits_for": first, "runs": runs})
-        return
-    for point in points:
-        display.out.print(shown(point), markup=False)
-    display.err.print(f"{waiting}", markup=False)
-    display.err.print("dry run: nothing was started or written")

@@ -24,13 +24,14 @@ from rundir import UserError, read_json, write_json
 from rundir.files import SWEEP_DIR
 from sweeps.cluster import scheduler
 from sweeps.cluster.clusters import SlurmCluster, cluster
-from sweeps.cluster.launchers import SlurmLauncher, sbatch, slurm_executor
+from sweeps.cluster.launchers import SlurmLauncher, sbatch, script_of, slurm_executor
+from sweeps.define.definition import bare
 from sweeps.follow import display
 from sweeps.follow.successors import WAITING_FILE
 from sweeps.launch.stages import Unfinished
 from sweeps.planning.plan import SUCCESSOR_DIR
 from sweeps.records import ledger, provenance
-from sweeps.records.freeze import CODE_DIR, freeze, tree_hash
+from sweeps.records.freeze import CODE_DIR, freeze, present_hash, tree_hash
 
 MEMORY_GB = 4
 """Enough to plan 10,000 runs several times over."""
@@ -55,13 +56,13 @@ def submit(
         ClusterError: with sbatch's words.
     """
     SlurmLauncher.require(root)
-    small = _small(node, waiting.jobs)
-    name = f"{waiting.name}.{SUCCESSOR_DIR}"
+    small, name, folder = _small(node, waiting.jobs), _name(waiting), _folder(root)
     with ledger.locked(root / SWEEP_DIR, waiting.name):
         queued = _queued(name)
-        folder = (root / SWEEP_DIR / SUCCESSOR_DIR).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        command = _command(root / SWEEP_DIR, folder, tasks)
+        code = freeze(root / SWEEP_DIR, names=sorted(tasks), tell=display.warn)
+        _freeze_definitions(sys.argv[1:], folder)
+        command = _command(root, code)
         record = read_json(folder / WAITING_FILE) or {}
         job = str(record.get("job"))
         is_there = queued.get(job) == set(waiting.jobs) and record.get("command") == command
@@ -79,6 +80,24 @@ def submit(
         f"job {job} launches it then; nothing needs this shell",
         markup=False,
     )
+
+
+def script(
+    waiting: Unfinished, root: Path, node: Mapping[str, Any], tasks: Iterable[str] = ()
+) -> str:
+    """Return the sbatch script that :func:`submit` would have; write nothing."""
+    SlurmLauncher.require(root)
+    executor = slurm_executor(_small(node, waiting.jobs), _folder(root), _name(waiting))
+    code = present_hash(root / SWEEP_DIR, names=sorted(tasks))
+    return script_of(executor, _command(root, code))
+
+
+def _name(waiting: Unfinished) -> str:
+    return f"{waiting.name}.{SUCCESSOR_DIR}"
+
+
+def _folder(root: Path) -> Path:
+    return (root / SWEEP_DIR / SUCCESSOR_DIR).absolute()
 
 
 def _queued(name: str) -> dict[str, set[str]]:
@@ -114,32 +133,45 @@ _ONE_SMALL_JOB = {
 }
 
 
-def _command(home: Path, folder: Path, tasks: Iterable[str]) -> str:
-    """Freeze what this very launch is made of; return the shell command that repeats it."""
-    code = freeze(home, names=sorted(tasks), tell=display.warn)
-    program = home.absolute() / CODE_DIR / code / "launch.py"
+def _command(root: Path, code: str) -> str:
+    """Return the shell command that repeats this launch, for good, from frozen code."""
+    program = (root / SWEEP_DIR).absolute() / CODE_DIR / code / "launch.py"
+    given = [word for word in sys.argv[1:] if not bare(word).startswith("dry_run=")]
     settings = []
     git = provenance.git_state()
     if git is not None:
         settings = [f"{provenance.GIT_VARIABLE}={json.dumps(git)}"]
     words = ["env", "-C", str(Path.cwd()), *settings, sys.executable, "-u", str(program)]
-    return shlex.join([*words, *_with_frozen_definitions(sys.argv[1:], folder)])
+    return shlex.join([*words, *_with_frozen_definitions(given, _folder(root))])
 
 
-def _with_frozen_definitions(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Return the arguments with the directory of ``--config-dir`` replaced by a copy of it."""
+def _definitions(arguments: Sequence[str], folder: Path) -> tuple[Path, Path] | None:
+    """Return the directory of ``--config-dir``, and where its copy lies; None without it."""
     given = get_args(list(arguments)).config_dir
     if given is None:
-        return list(arguments)
+        return None
     source = Path(given)
     if not source.is_dir():
         raise UserError(f"--config-dir {given}; must be a directory")
-    copy = folder / f"config-{tree_hash(source)}"
-    if not copy.is_dir():
+    return source, folder / f"config-{tree_hash(source)}"
+
+
+def _freeze_definitions(arguments: Sequence[str], folder: Path) -> None:
+    """Copy the directory of ``--config-dir``."""
+    source, copy = _definitions(arguments, folder) or (None, folder)
+    if source is not None and not copy.is_dir():
         work = copy.with_suffix(".new")
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(source, work, symlinks=True)
         work.rename(copy)
+
+
+def _with_frozen_definitions(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Return the arguments with the directory of ``--config-dir`` replaced by its copy."""
+    found = _definitions(arguments, folder)
+    if found is None:
+        return list(arguments)
+    copy = found[1]
     changed: list[str] = []
     for word in arguments:
         flag, equals, _ = word.partition("=")

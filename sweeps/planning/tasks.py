@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rundir import OptsweepError, UserError
+from rundir import OptsweepError, UserError, require
 from sweeps.planning.identity import task_config
 
 
@@ -49,13 +49,22 @@ def load(dotted: object, key: str) -> Callable[..., Any]:
     return checked
 
 
+_NODES = ("cluster", "paths")
+"""Keys of the config below which the engine reads its own settings."""
+
+
 def check(resolved: Mapping[str, Any]) -> None:
     """Let the task look at a run's config before anything is submitted or written.
 
     Raises:
-        UserError: what the task's check says, or which other error it ended in: a value of a type
-            that it did not expect is the user's mistake, and no traceback tells more of it.
+        UserError: a node of the engine's is no mapping; what the task's check says, or which other
+            error it ended in: a value of a type that it did not expect is the user's mistake, and
+            no traceback tells more of it.
     """
+    for key in _NODES:
+        node = resolved.get(key) or {}
+        must = f"a mapping; {key}=NAME chooses an option of the group"
+        require(isinstance(node, Mapping), key, node, must)
     dotted = resolved.get("check")
     if dotted is not None:
         with _as_user_errors(f"check {dotted} failed"):

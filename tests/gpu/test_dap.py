@@ -155,6 +155,7 @@ def test_x_transposed_x_by_parts_agrees_with_fp64(
     assert torch.equal(ours, gram_by_parts(x, parts))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own import
 def test_a_compiled_model_shares_its_sums_and_is_compiled_once(cuda: torch.device) -> None:
     eager, net = model().to(cuda), model().to(cuda)
     params = optimizer_params({**BASE, "accelerated": 0.05, "dap_beta2": 0.0}, "")
@@ -225,4 +226,7 @@ def test_half_precision_inputs_are_summed_in_fp32_and_never_widened(
     assert ours.dtype == torch.float32
     exact = x.double().mT @ x.double()
     difference = (symmetric(ours[None])[0] - exact).abs().max()
-    assert difference < 1e-5 * exact.abs().max()
+    # Tensor cores cut off what fp32 does not hold, 16 rows at a time: along one chain of 4096
+    # additions 2^-24 each, of sums half as large on average, is 1.2e-4. Sums in half precision
+    # would end with an error of 2^-12 at the least, and fp16's beyond its range.
+    assert difference < 2e-4 * exact.abs().max()

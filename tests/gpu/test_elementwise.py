@@ -22,9 +22,15 @@ CASES: list[dict[str, Any]] = [
     {"name": "sign-gd", "momentum": 0.7, "nesterov": True},
     {"name": "sign-gd-nonlmo", "lr": 1e-9, "weight_decay": 0.1},
     {"name": "sign-gd-nonlmo", "lr": 1e-9, "nesterov": True},
+    {"name": "momo", "weight_decay": 0.1, "lb": 0.5},
+    {"name": "momo-star", "weight_decay": 0.1, "bias_correction": True, "beta": 0.6, "lb": -2.0},
     {"name": "momo-adam", "weight_decay": 0.1, "lb": 0.5},
     {"name": "momo-adam", "weight_decay": 0.1, "divide": False},
     {"name": "momo-adam-star", "weight_decay": 0.1, "lb": -2.0},
+    {"name": "ademamix", "weight_decay": 0.1, "alpha_warmup": 3, "beta3_warmup": 4},
+    {"name": "mars", "weight_decay": 0.1},
+    {"name": "mars", "optimize_1d": True, "gamma": 0.5},
+    {"name": "schedule-free-adamw", "weight_decay": 0.1, "warmup_steps": 3},
 ]
 STEPS = 6
 SIGNS = ("lion", "sign-gd", "sign-gd-nonlmo")
@@ -45,12 +51,12 @@ class Weights(nn.Module):
 
 
 def build(model: nn.Module, values: dict[str, Any], backend: str = "triton") -> Any:
-    """An optimizer of two groups; ``twin`` is the kernel's reference in torch."""
+    """An optimizer of two groups or three; ``twin`` is the kernel's reference in torch."""
     params = optimizer_params({"lr": 1e-3, **values, "backend": "triton"}, "")
     optimizer: Any = build_optimizer(model, params)
-    [group] = optimizer.param_groups
+    group = optimizer.param_groups[0]
     second = {**group, "lr": group["lr"] / 2, "initial_lr": group["lr"] / 2, "weight_decay": 0.3}
-    second["params"], group["params"] = group["params"][9:], group["params"][:9]
+    second["params"], group["params"] = group["params"][6:], group["params"][:6]
     optimizer.add_param_group(second)
     if backend == "twin":
         optimizer.backend = "torch"
@@ -164,12 +170,15 @@ def test_a_step_with_its_clip_never_waits_for_the_device(
 def test_nothing_is_compiled_when_rates_and_steps_change(
     cuda: torch.device, values: dict[str, Any]
 ) -> None:
-    from trainer.kernels import elementwise_triton, norm_triton
+    from trainer.kernels import elementwise_triton, norm_triton, numbers_triton
 
     kernels = (
         elementwise_triton.elementwise_kernel,
-        elementwise_triton.corrections_kernel,
-        elementwise_triton.totals_kernel,
+        numbers_triton.corrections_kernel,
+        numbers_triton.slow_kernel,
+        numbers_triton.free_kernel,
+        numbers_triton.totals_kernel,
+        numbers_triton.clip_kernel,
         norm_triton.squares_kernel,
         norm_triton.factor_kernel,
     )
@@ -192,12 +201,12 @@ def test_nothing_is_compiled_when_rates_and_steps_change(
 
 
 @pytest.mark.parametrize("values", CASES, ids=str)
-@pytest.mark.parametrize("clip", [None, 10.0])
+@pytest.mark.parametrize(("backend", "clip"), [("triton", None), ("triton", 10.0), ("twin", 10.0)])
 def test_a_captured_step_replayed_is_as_many_steps(
-    cuda: torch.device, values: dict[str, Any], clip: float | None
+    cuda: torch.device, values: dict[str, Any], backend: str, clip: float | None
 ) -> None:
     ours, theirs = Weights(0, cuda), Weights(0, cuda)
-    eager, captured = build(theirs, values), build(ours, values)
+    eager, captured = build(theirs, values, backend), build(ours, values, backend)
     # Tensors from the first step on: reading a rate from memory is another program to compile.
     for group in captured.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=cuda)

@@ -14,11 +14,15 @@ from torch import nn
 from trainer.optim import build_optimizer, optimizer_params
 
 ELEMENTWISE: list[dict[str, Any]] = [
-    {"name": "ademamix", "alpha_warmup": 5, "beta3_warmup": 4, "weight_decay": 0.1},
-    {"name": "ademamix", "beta3": 0.99},
-    {"name": "mars", "weight_decay": 0.1},
-    {"name": "mars", "optimize_1d": True, "gamma": 0.2},
-    {"name": "schedule-free-adamw", "warmup_steps": 4, "weight_decay": 0.1},
+    {**values, "backend": backend}
+    for values in (
+        {"name": "ademamix", "alpha_warmup": 5, "beta3_warmup": 4, "weight_decay": 0.1},
+        {"name": "ademamix", "beta3": 0.99},
+        {"name": "mars", "weight_decay": 0.1},
+        {"name": "mars", "optimize_1d": True, "gamma": 0.2},
+        {"name": "schedule-free-adamw", "warmup_steps": 4, "weight_decay": 0.1},
+    )
+    for backend in ("torch", "triton")
 ]
 SOAP = {"name": "soap", "precondition_frequency": 3, "weight_decay": 0.1}
 NoSync = Callable[[], AbstractContextManager[None]]
@@ -45,7 +49,10 @@ class Net(nn.Module):
 
 
 def optimized(net: nn.Module, values: dict[str, Any]) -> torch.optim.Optimizer:
-    return build_optimizer(net, optimizer_params({"lr": 0.01, **values}, ""))
+    """On a CPU by torch, whatever the backend."""
+    on_cuda = next(net.parameters()).is_cuda
+    values = {"lr": 0.01, **values, **({} if on_cuda else {"backend": "torch"})}
+    return build_optimizer(net, optimizer_params(values, ""))
 
 
 def fill_gradients(net: nn.Module, seed: int) -> None:
@@ -111,9 +118,11 @@ def test_soap_finds_its_first_eigenvectors_on_cuda(cuda: torch.device) -> None:
             moment = optimizer.state[weight][f"{side}_moment"].double()
             turned = q.T @ moment @ q
             identity = torch.eye(len(q), dtype=torch.float64, device=cuda)
-            torch.testing.assert_close(q.T @ q, identity, rtol=0, atol=1e-5)
+            # Of backward stable methods; cuSOLVER's on an H100 is 2 n eps away at n = 48.
+            limit = 4 * len(q) * torch.finfo(torch.float32).eps
+            torch.testing.assert_close(q.T @ q, identity, rtol=0, atol=limit)
             off = turned - turned.diagonal().diag()
-            assert off.abs().max() < 1e-5 * turned.diagonal().max()
+            assert off.abs().max() < limit * turned.diagonal().max()
 
 
 @pytest.mark.parametrize("values", [*ELEMENTWISE, SOAP], ids=str)

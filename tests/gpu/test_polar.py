@@ -59,7 +59,9 @@ def test_the_kernel_accumulates_bf16_rows_in_fp32(cuda: torch.device) -> None:
     for x in inputs:
         symmetric_product(x.mT[None], plus=total, out=total, backend="triton")
     exact = sum(x.double().mT @ x.double() for x in inputs)
-    assert distance(total[0], exact) < 1e-5
+    # Tensor cores cut off what fp32 does not hold: 4096 / 16 additions that lose 2^-23 each are
+    # 3e-5; a total kept in bf16 would be off by 1e-3.
+    assert distance(total[0], exact) < 3e-5
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "triton"])

@@ -19,7 +19,9 @@ from trainer.optim.polar import polar_factor
 
 CASES: list[dict[str, Any]] = [
     {"name": "muon", "lr": 0.01},
+    {"name": "muon", "lr": 0.01, "weight_decay": 0.1, "backend": "torch"},
     {"name": "scion", "lr": 0.001, "muon_lr_ratio": 10.0},
+    {"name": "scion", "lr": 0.001, "weight_decay": 0.1, "backend": "torch"},
     {"name": "muon-momo", "lr": 0.5, "truncate_loss": 3.0},
     {"name": "muon-momo", "lr": 0.5, "nuc_approx": "last", "prod_norm": "l2"},
     {"name": "muonmax-momo", "lr": 5.0, "truncate_loss": 3.0},
@@ -65,9 +67,11 @@ def draw_gradients(model: nn.Module, seed: int) -> None:
 def steps(model: nn.Module, values: dict[str, Any]) -> list[Tensor]:
     """Train a little and return how far each weight went, in fp32 on the CPU."""
     before = [weight.detach().clone() for weight in model.parameters()]
-    optimizer = built(model, values)
+    optimizer: Any = built(model, values)
     for seed, value in enumerate(LOSSES):
         draw_gradients(model, seed)
+        if seed % 2:
+            optimizer.clip_grad_norm(1.0)
         loss = torch.tensor(value, device=before[0].device)
         optimizer.step(lambda loss=loss: loss)
     after = model.parameters()
@@ -83,7 +87,7 @@ def test_fp32_products_give_the_cpus_numbers(
     cuda: torch.device, model: nn.Module, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     def in_fp32(
-        matrices: Sequence[Tensor], method: Any, ns_steps: int, gptopt_compat: bool
+        matrices: Sequence[Tensor], method: Any, ns_steps: int, gptopt_compat: bool, _: str
     ) -> list[Tensor]:
         wide = {"dtype": torch.float32}
         return [polar_factor(m[None], method, ns_steps, gptopt_compat, **wide)[0] for m in matrices]
@@ -114,10 +118,12 @@ def test_no_step_waits_for_the_device(
     values: dict[str, Any],
 ) -> None:
     model.to(cuda)
-    optimizer, loss = built(model, values), torch.tensor(4.0, device=cuda)
+    optimizer: Any = built(model, values)
+    loss = torch.tensor(4.0, device=cuda)
     for seed in range(3):
         draw_gradients(model, seed)
         with no_sync():
+            optimizer.clip_grad_norm(1.0)
             optimizer.step(lambda: loss)
 
 
@@ -147,3 +153,36 @@ def test_a_captured_step_goes_on_as_the_eager_one(
         eager.step(lambda: loss)
     for ours, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_kernels_are_taken_and_agree_with_torch(cuda: torch.device, model: nn.Module) -> None:
+    model.to(cuda)
+    twin = copy.deepcopy(model)
+    values: dict[str, Any] = {"name": "muon", "lr": 0.01, "weight_decay": 0.1}
+    pairs: list[tuple[nn.Module, Any]] = [
+        (model, built(model, values)),
+        (twin, built(twin, {**values, "backend": "torch"})),
+    ]
+    for seed in range(4):
+        for each, optimizer in pairs:
+            draw_gradients(each, seed)
+            optimizer.clip_grad_norm(1.0)
+            optimizer.step()
+    assert len(pairs[0][1]._plans) == 1
+    assert not len(pairs[1][1]._plans)
+    for ours, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_step_is_not_captured(cuda: torch.device, model: nn.Module) -> None:
+    model.to(cuda)
+    optimizer = built(model, {"name": "muon", "lr": 0.01})
+    draw_gradients(model, 0)
+    with pytest.raises(RuntimeError, match="take a step before capturing one"):
+        capture(optimizer, model)
+
+
+def capture(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        model.norm(model.norm.bias)  # torch warns of a graph that holds nothing
+        optimizer.step()

@@ -49,8 +49,21 @@ def test_promise_05_a_second_stage_starts_by_itself_with_the_code_it_was_launche
     held = re.search(r"as job (\d+)", first)[1]
     (login.cwd / "own.py").write_text("from toy import run\n")
     two = launch(toy, "two", "task=own.run", "cluster.mem_gb=1")
+    dry = login(*two, "dry_run=true")
+    assert f"\n--- slurm: the job that launches it after job {held} ---\n" in dry.stdout
+    assert f"#SBATCH --dependency=afterany:{held}\n" in dry.stdout
+    assert "2 runs to submit when one is over; their directories, scripts and hours depend on" in (
+        dry.stdout
+    )
+    assert f"lr=best({LR}), seed=1  (the cluster's default of CPUs, no GPU, at most 10 min)" in (
+        dry.stdout
+    )
+    assert not (login.cwd / "multirun" / "two").exists()
     done = login(*two)
     assert "sweep two waits for one (job " in done.stderr
+    command = next(line for line in dry.stdout.splitlines() if "launch.py" in line)
+    (script,) = (login.cwd / "multirun" / "two").rglob("*_submission.sh")
+    assert command in script.read_text().splitlines()
     assert not (login.cwd / "multirun" / "two" / ".sweep" / "plan.json").exists()
     again = login(*two)
     assert "sweep two still waits for one (job " in again.stderr

@@ -1,11 +1,13 @@
 """The ``cluster`` node: what may reach an sbatch script, and what may not."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from rundir import UserError
-from sweeps.cluster.clusters import SlurmCluster, cluster
+from rundir import IllegalValue, UserError
+from sweeps.cluster.clusters import LocalCluster, SlurmCluster, cluster
 from sweeps.cluster.launchers import LocalLauncher, SlurmLauncher
 
 EVIL = "x\\''\ntouch F #"
@@ -28,6 +30,45 @@ def test_nothing_that_a_shell_would_run_reaches_an_sbatch_script(node, said):
         cluster(SlurmCluster, node)
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
+
+
+NUMBERS = (
+    *("timeout_min", "signal_delay_s", "gpus_per_node", "gpus_per_task", "nodes", "tasks_per_node"),
+    *("cpus_per_task", "cpus_per_gpu", "mem_gb", "array_parallelism", "workers", "runs_per_gpu"),
+    *("runs_per_node",),
+)
+
+
+@pytest.mark.parametrize("value", [-5, 10**22])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (k, each.name)
+        for k in (LocalCluster, SlurmCluster)
+        for each in fields(k)
+        if each.name in NUMBERS
+    ],
+)
+def test_no_number_beyond_its_bounds_reaches_a_plan(kind, name, value):
+    """Where sbatch would refuse it only after the plan is written, or a worker end at once."""
+    with pytest.raises(IllegalValue) as error:
+        cluster(kind, {name: value})
+    assert error.value.name == f"cluster.{name}"
+
+
+@pytest.mark.parametrize("kind", [LocalCluster, SlurmCluster])
+def test_every_number_of_a_cluster_has_bounds(kind):
+    hints = get_type_hints(kind)
+    numbers = {each.name for each in fields(kind) if hints[each.name] in (int, int | None)}
+    assert numbers - {"max_requeues", "max_failures", "max_num_timeout"} <= set(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "name", ["array", "job-name", "job_name", "wrap", "output", "error", "arr"]
+)
+def test_sbatch_options_that_are_the_engines_own_are_refused(name):
+    with pytest.raises(IllegalValue, match=r"^cluster.additional_parameters.* must be left to "):
+        cluster(SlurmCluster, {"additional_parameters": {name: "0-9"}})
 
 
 def test_the_lines_of_setup_are_shell_code_and_pass():

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf, open_dict
 from rundir import exit_code_of
 from sweeps.define.definition import points
 from sweeps.define.overrides import override, parse
+from sweeps.launch import submission
 from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
 
 LR = "optimizer.optimizer_params.lr"
@@ -48,6 +49,25 @@ MALFORMED = [
     *(f"sample: {wrong}" for wrong in WRONG_TYPES),
     *(f"params_file: {wrong}" for wrong in ("5", "[1]", "true", "''", "nowhere.json", "{}", "/")),
     *(f"seeds: {wrong}" for wrong in ("0", "-1", "1.5", "true", "two", "[]", "[1.5]", "{a: 1}")),
+    # empty, as where every entry is commented out
+    *(f"{key}: null" for key in ("grid", "zip", "runs", "seeds", "sample", "blocks", "cluster")),
+    "grid: null\nseeds: 2",
+    "seeds: 2\nexclude: null",
+    "blocks: [{grid: null}]",
+    "{}",
+    "name: empty",
+    # numbers that no float holds, and those that Python does not write out
+    f"grid: {{seed: [{10**400}]}}",
+    f"grid: {{seed: [[1, 0x{'f' * 5_000}]]}}",
+    f"runs: [{{seed: 0x{'f' * 5_000}}}]",
+    f"seeds: [0x{'f' * 5_000}]",
+    f"seeds: [0x{'f' * 5_000}, 1.5]",
+    f"seeds: 0x{'f' * 5_000}",
+    f"seeds: {10**400}",
+    *(sampled(f"{{{how}: [0, {10**400}]}}") for how in ("uniform", "log_uniform", "int_uniform")),
+    sampled(f"{{uniform: [-{10**400}, 1.5]}}"),
+    sampled("{uniform: [-1.0e+308, 1.0e+308]}"),
+    sampled("{uniform: [0, 1]}", n=str(10**30)),
     # lengths and sizes
     f"zip: {{{LR}: [1, 2], {WD}: [1]}}",
     f"zip: {{{LR}: [1, 2], {WD}: []}}",
@@ -101,6 +121,8 @@ MALFORMED = [
     # values that no override can write
     "grid: {seed: [!!binary aGVsbG8=]}",
     "runs: [{seed: !!binary aGVsbG8=}]",
+    sampled("{choice: [!!binary aGVsbG8=, 1]}", n="2"),
+    *(f"grid: {{+tag: [{{{key}: 1}}]}}" for key in ("''", "'1'", "'true'", "\u00e9", '"a\'b"')),
     "grid: {seed: ['???']}",
     "grid: {seed: ['${nowhere.at.all}']}",
     "grid: {seed: ['${best:seed}']}",
@@ -124,6 +146,8 @@ MALFORMED = [
     "seeds: 1\ncluster: {timeout_mni: 3}",
     "seeds: 1\ncluster: {workers: many}",
     "seeds: 1\ncluster: {workers: 0}",
+    *(f"seeds: 1\ncluster: {{{name}: -1}}" for name in ("timeout_min", "mem_gb", "cpus_per_task")),
+    *(f"seeds: 1\ncluster: {{{name}: 9999999999999}}" for name in ("timeout_min", "mem_gb")),
     "seeds: 1\ncluster: {partition: gpu}",
     "seeds: 1\ncluster: {'a b': 1}",
     "seeds: 1\ncluster: {1: 1}",
@@ -131,6 +155,10 @@ MALFORMED = [
     # second stages
     *(f"seeds: 1\nafter: {wrong}" for wrong in ("5", "[quickstart]", "true", "{}", "''", "..")),
     "seeds: 1\nafter: a/b",
+    "seeds: 1\nafter: '${best:x}'",
+    "seeds: 1\nafter: {sweep: '${best:x}'}",
+    "seeds: 1\nname: '${best:x}'",
+    "grid: {seed: ['${best:}']}",
     "seeds: 1\nafter: quickstrat",
     "seeds: 1\nafter: s",
     "seeds: 1\nafter: {sweep: quickstart, mode: least}",
@@ -178,10 +206,10 @@ def plan():
             hydra_context=context, task_function=None, config=master
         )
 
-        def planned(text: str) -> None:
+        def planned(text: str | None, *overrides: str) -> None:
             with open_dict(sweeper.config):
-                sweeper.config.sweep = OmegaConf.create(text)
-            sweeper.sweep(["paths.sweep=s"])
+                sweeper.config.sweep = text and OmegaConf.create(text)
+            sweeper.sweep(["paths.sweep=s", *overrides])
 
         yield planned
 
@@ -190,6 +218,8 @@ def plan():
 def launch_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    # What is not refused, and should be, fails its test and trains nothing.
+    monkeypatch.setattr(submission, "_require_writable", lambda _: pytest.fail("not refused"))
 
 
 def test_the_family_is_large_and_of_different_definitions():
@@ -213,6 +243,46 @@ def test_a_malformed_definition_is_one_line_with_exit_code_2_and_nothing_written
     assert os.listdir(tmp_path) == []
 
 
+SWEPT = [
+    "seed=range(0,5,0)",
+    "seed=range(0,5,nan)",
+    "seed=range(0,inf)",
+    "seed=range(0,5,-1)",
+    "seed=range(3,3)",
+    "seed=range(0,1000000000)",
+    "seed=range(0,1,0.000000001)",
+    "seed=shuffle(range(0,1000000000))",
+    f"seed=range(0,{10**400})",
+    f"seed=1,{'1' * 5_000}",
+    f"{LR}=interval(0,1)",
+    "optimizer=glob(x*)",
+    "optimizer=adamw,adamx",
+    "seed=1,2 seed=3",
+    "seed=3 +seed=1,2",
+    "seed=range(0,1000) training.training_params.max_steps=range(1,1000)",
+    "seed=choice()",
+    "sweep.seeds=1,2",
+]  # fmt: skip
+"""Overrides in Hydra's sweep syntax that mean nothing, nothing at all, or far too much."""
+
+
+@pytest.mark.parametrize("text", SWEPT)
+def test_a_malformed_sweep_in_hydras_syntax_is_one_line_too(text, plan, capsys, tmp_path):
+    assert exit_code_of(lambda: plan(None, *text.split())) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert 25 < len(said.err) < 700
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_definition_and_a_sweep_in_hydras_syntax_are_bounded_together(plan, capsys):
+    sweep = "training.training_params.max_steps=range(1,1001)"
+    assert exit_code_of(lambda: plan("seeds: 1000", sweep)) == 2
+    said = "error: the sweep has 1,000,000 runs; must be at most 100,000 in one sweep\n"
+    assert capsys.readouterr().err == said
+
+
 UNREADABLE = {
     "duplicate": "sweep:\n  grid: {seed: [1]}\n  grid: {seed: [2]}\n",
     "duplicate_inside": "sweep:\n  grid: {seed: [1], seed: [2]}\n",
@@ -226,8 +296,36 @@ UNREADABLE = {
     "list": "sweep: [1]\n",
     "no_group": "defaults: [override /model: nope]\nsweep: {seeds: 1}\n",
     "another_key": "optimzer: {x: 1}\nsweep: {seeds: 1}\n",
+    "digits": f"sweep: {{grid: {{seed: [{'1' * 5_000}]}}}}\n",
+    "within_itself": "sweep: {grid: {seed: &a [1, *a]}}\n",
+    "deep": f"sweep: {{grid: {{seed: [{'[' * 2_000}1{']' * 2_000}]}}}}\n",
+    "cluster_no_mapping": "cluster: 5\nsweep: {seeds: 1}\n",
+    "paths_no_mapping": "paths: [a]\nsweep: {seeds: 1}\n",
+    "defaults_no_list": "defaults: 5\nsweep: {seeds: 1}\n",
+    "defaults_of_no_names": "defaults: [5]\nsweep: {seeds: 1}\n",
+    "cluster_only": "cluster: {timeout_min: 5}\nsweep: {}\n",
 }
 """Definitions that no parser, or Hydra itself, lets through."""
+
+
+IDLE = {
+    "launcher: {timeout_min: 5}": "hydra.launcher.timeout_min has no effect here; write cluster.",
+    "sweep: {dir: elsewhere}": "hydra.sweep.dir has no effect in a sweep; write paths.multirun=",
+    "sweep: {subdir: x}": "hydra.sweep.subdir has no effect in a sweep; write paths.group=",
+    "job: {chdir: true}": "hydra.job.chdir has no effect in a sweep; runs of a sweep stay",
+}
+"""What a definition may ask of Hydra that no run of a sweep would notice."""
+
+
+@pytest.mark.parametrize("text", IDLE)
+def test_a_setting_of_hydra_without_effect_is_refused_in_a_definition_too(text, shell, toy):
+    folder = shell.cwd / "mine" / "sweep"
+    folder.mkdir(parents=True)
+    head = f"# @package _global_\nhydra: {{mode: MULTIRUN, {text}}}\n"
+    (folder / "idle.yaml").write_text(head + "sweep: {seeds: 2}\n")
+    done = shell("launch", "--config-dir", "mine", *toy, "sweep=idle", code=2)
+    assert done.stderr.startswith(f"error: {IDLE[text]}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [*UNREADABLE, "no_utf8", "empty", "no_sweep"])
@@ -306,6 +404,64 @@ def test_a_legal_but_nasty_value_is_written_as_an_override_that_means_exactly_it
     assert parse(override("+tag", text)).value() == text
     (point,) = points(OmegaConf.to_container(OmegaConf.create({"grid": {"+tag": [text]}})))
     assert point == {"+tag": text}
+
+
+@pytest.mark.parametrize(
+    "key", [1, -2, 1.5, True, None, "a b", " a ", "a:b,c", "\\", "yes", "a\tb"]
+)
+def test_a_mapping_is_written_with_keys_of_any_type(key):
+    back = parse(override("+tag", {key: {key: [1]}})).value()
+    assert back == {key: {key: [1]}}
+    assert type(next(iter(back))) is type(key)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [("1e999", "1e999 is too large"), ("1" * 5_000, "4300")]
+)
+def test_a_params_file_holds_no_number_beyond_all_bounds(number, said, plan, capsys, tmp_path):
+    (tmp_path / "p.json").write_text(f'{{"seed": [1,\n{number}]}}')
+    assert exit_code_of(lambda: plan("params_file: p.json")) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", [f"seed={'1' * 5_000}", f"+tag={'[' * 3_000}{']' * 3_000}"])
+@pytest.mark.parametrize("more", [(), ("-m",)])
+def test_what_python_can_not_read_on_the_command_line_is_one_line(override, more, shell):
+    done = shell("launch", *more, override, code=2)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"error: override '{override[:50]}")
+
+
+@pytest.mark.parametrize("in_full", [False, True])
+def test_what_nobody_expected_of_a_definition_is_one_line_before_there_is_a_plan(in_full, shell):
+    """Stands for whatever else Hydra, OmegaConf or ours may trip over."""
+    shell.cwd.joinpath("mine.py").write_text(
+        "import sys, launch\nfrom rundir import exit_code_of\n"
+        "from sweeps.define import definition\n"
+        "definition.points = lambda *_, **__: {}['what?']\n"
+        "sys.exit(exit_code_of(launch.launch))\n"
+    )
+    shell.env["HYDRA_FULL_ERROR"] = str(int(in_full))
+    done = shell("mine.py", "sweep=quickstart", code=2)
+    *more, last = done.stderr.splitlines()
+    assert last == (
+        "error: this can't be launched: KeyError: 'what?'; "
+        "HYDRA_FULL_ERROR=1 shows where that arises"
+    )
+    assert ("Traceback (most recent call last):" in more) == in_full
+    assert more == [] or in_full
+
+
+def test_a_bug_of_ours_after_that_shows_its_traceback(shell, toy):
+    shell.cwd.joinpath("mine.py").write_text(
+        "import sys, launch\nfrom rundir import exit_code_of\n"
+        "from sweeps.launch import submission\n"
+        "submission.launch = lambda *_: {}['what?']\n"
+        "sys.exit(exit_code_of(launch.launch))\n"
+    )
+    done = shell("mine.py", "-m", *toy, "seed=1,2", code=1)
+    assert "Traceback (most recent call last):" in done.stderr
+    assert done.stderr.splitlines()[-1] == "KeyError: 'what?'"
 
 
 def test_nasty_values_arrive_in_their_runs_byte_for_byte(shell, toy, tmp_path):

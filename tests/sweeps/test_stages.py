@@ -7,7 +7,8 @@ import pytest
 
 from rundir import State, Status, UserError, write_json
 from rundir.files import write_status
-from sweeps.launch import stages
+from sweeps.cluster.launchers import LocalLauncher
+from sweeps.launch import outlook, stages
 from sweeps.launch.stages import After, FirstStage, Unfinished
 from sweeps.planning.plan import Plan, PlanBase, PlannedRun
 
@@ -213,16 +214,20 @@ def test_promise_18_a_second_sweep_takes_what_the_first_one_found(shell, two_sta
     refused = two_stages("two", code=2)
     assert refused.stderr == (
         "error: sweep two comes after one, which was never launched; "
-        "launch it first: python launch.py sweep=one\n"
+        "launch it first: python launch.py sweep=one --config-dir mine\n"
     )
     dry = two_stages("two", "dry_run=true")
     assert f"optimizer=best(optimizer), lr=best({LR}), seed=1" in dry.stdout
+    assert "seed=1  (1 CPU, no GPU, no time limit)" in dry.stdout
+    assert "4 runs to submit when one is over; their directories, scripts and hours" in dry.stdout
     assert "was never launched" in dry.stderr
     shown = json.loads(two_stages("two", "dry_run=true", "--json").stdout)
     assert (shown["sweep"], shown["directory"]) == ("two", "multirun/two")
     assert shown["waits_for"]["sweep"] == "one"
     assert "was never launched" in shown["waits_for"]["why"]
     assert shown["runs"][0]["varying"]["seed"] == 1
+    assert shown["runs"][0]["resources"]["cpus_per_task"] == 1
+    assert shown["script"] is None, "no job of the first stage is there to wait for"
     assert not (shell.cwd / "multirun").exists()
     two_stages("one")
     two_stages("two")
@@ -237,6 +242,25 @@ def test_promise_18_a_second_sweep_takes_what_the_first_one_found(shell, two_sta
     shell.cwd.joinpath("multirun/one").rename(shell.cwd / "gone")
     again = shell("-m", "sweeps", "rerun", str(run), "--verify")
     assert "equal" in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize(
+    ("point", "asked"),
+    [
+        ({"seed": 1}, 60),
+        ({"cluster.timeout_min": 5}, 5),
+        ({"++cluster.timeout_min": 5, "optimizer": "best(optimizer)"}, 5),
+        ({"cluster.timeout_min": "best(cluster.timeout_min)"}, None),
+    ],
+)
+def test_what_a_run_of_a_waiting_stage_asks_for_is_known_but_where_it_is_to_be_found(point, asked):
+    found = outlook.asked_by(point, {"timeout_min": 60}, LocalLauncher)
+    assert (found and found.timeout_min) == asked
+
+
+def test_what_a_waiting_stage_can_not_ask_for_is_refused_before_it_waits():
+    with pytest.raises(UserError, match=r"^unknown key timeout_mni in cluster"):
+        outlook.asked_by({"++cluster.timeout_mni": 5}, {}, LocalLauncher)
 
 
 def test_best_without_a_first_stage_is_refused(two_stages):

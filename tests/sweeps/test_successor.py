@@ -31,6 +31,7 @@ def test_definitions_of_ones_own_are_frozen_too(tmp_path, monkeypatch, joined):
     (tmp_path / "mine" / "sweep").mkdir(parents=True)
     (tmp_path / "mine" / "sweep" / "two.yaml").write_text("a: 1\n")
     given = ["--config-dir=mine"] if joined else ["--config-dir", "mine"]
+    successor._freeze_definitions(given, tmp_path / "home")
     words = successor._with_frozen_definitions([*given, "sweep=two"], tmp_path / "home")
     assert words[-1] == "sweep=two"
     copy = words[0].partition("=")[2] if joined else words[1]

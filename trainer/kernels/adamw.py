@@ -17,9 +17,11 @@ from torch import Tensor
 
 from trainer.kernels.adam import clipped
 from trainer.kernels.backend import Backend
-from trainer.kernels.chunks import laid_out_alike
+from trainer.kernels.layout import alike, laid_out_alike
 from trainer.kernels.operands import AdamWScalars, Numbers, Operands, Slot
 from trainer.kernels.plans import Plans
+
+_FUSED_ON = ("cpu", "cuda")
 
 
 def adamw_step(
@@ -31,8 +33,12 @@ def adamw_step(
 ) -> None:
     """Update weights and moments in place.
 
+    Without Triton by torch's own kernel: on a CPU it makes one pass where foreach makes eight, 2.6
+    times as fast at gpt-tiny's shapes.
+
     Args:
-        slots: on one device; with the triton backend in fp32.
+        slots: on one device; with the triton backend in fp32, each weight's moments in its order in
+            memory.
         scalars: shared by all slots.
         backend: chosen by :func:`trainer.kernels.choose_backend`.
         clip_factor: fp32 scalar on the device that multiplies every gradient; None is 1.
@@ -42,17 +48,26 @@ def adamw_step(
     Raises:
         RuntimeError: the step is captured, and none of so many weights was taken with ``plans``.
     """
-    if not slots:
+    present = [i for i, slot in enumerate(slots) if slot.weight.numel()]
+    if not present:
         return
+    scalars = scalars if len(present) == len(slots) else scalars.of(present)
+    slots = [
+        slots[i]._replace(gradient=laid_out_alike(slots[i].weight, slots[i].gradient))
+        for i in present
+    ]
     if backend == "triton":
-        _adamw_step_triton(slots, scalars, clip_factor, plans or Plans())
+        _adamw_step_triton(slots, scalars, clip_factor, Plans() if plans is None else plans)
+    elif slots[0].weight.device.type in _FUSED_ON and all(map(_walks_together, slots)):
+        _adamw_step_fused(slots, scalars, clip_factor)
     else:
-        _adamw_step_torch(slots, scalars, clip_factor)
+        adamw_step_torch(slots, scalars, clip_factor)
 
 
-def _adamw_step_torch(
+def adamw_step_torch(
     slots: Sequence[Slot], scalars: AdamWScalars, clip_factor: Tensor | None
 ) -> None:
+    """Take the step in plain torch: the kernels' readable twin."""
     weights, gradients, means, squares = (list(column) for column in zip(*slots, strict=True))
     gradients = clipped(gradients, clip_factor)
     torch._foreach_lerp_(means, gradients, 1 - scalars.beta1)
@@ -71,14 +86,49 @@ def _by_weight(number: float | Tensor) -> Any:
     return list(number.unbind()) if isinstance(number, Tensor) and number.ndim else number
 
 
+def _adamw_step_fused(
+    slots: Sequence[Slot], scalars: AdamWScalars, clip_factor: Tensor | None
+) -> None:
+    weights, gradients, means, squares = (list(column) for column in zip(*slots, strict=True))
+    lr = scalars.lr
+    # On CUDA torch's kernel reads its numbers as fp32.
+    rate: Any = lr.float() if isinstance(lr, Tensor) and lr.is_cuda else lr
+    torch._fused_adamw_(
+        weights,
+        clipped(gradients, clip_factor),
+        means,
+        squares,
+        [],
+        _counts(weights, scalars.step),
+        lr=rate,
+        beta1=scalars.beta1,
+        beta2=scalars.beta2,
+        weight_decay=scalars.weight_decay,
+        eps=scalars.eps,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def _counts(weights: list[Tensor], step: float | Tensor) -> list[Tensor]:
+    """Return each weight's fp32 count on its device; the kernel only reads them."""
+    if isinstance(step, Tensor):
+        return list(step.float().expand(len(weights)).unbind())
+    return [torch.full((), float(step), device=weights[0].device)] * len(weights)
+
+
+def _walks_together(slot: Slot) -> bool:
+    """Whether all four lie alike, as those of a weight with gaps in memory do not."""
+    return all(alike(slot.weight, other) for other in slot[1:])
+
+
 def _adamw_step_triton(
     slots: Sequence[Slot], scalars: AdamWScalars, clip_factor: Tensor | None, plans: Plans
 ) -> None:
     from trainer.kernels.elementwise_triton import step_chunks
 
-    columns = zip(*map(_laid_out_alike, slots), strict=True)
-    weights, gradients, means, squares = (list(column) for column in columns)
-    plan = plans.of(Operands(weights, gradients, (means, squares)))
+    weights, gradients, means, squares = (list(column) for column in zip(*slots, strict=True))
+    plan = plans.of_tensors(Operands(weights, gradients, (means, squares)))
     _write(plan.corrections[:, 0], scalars.mean_correction)
     _write(plan.corrections[:, 1], scalars.root_correction)
     numbers = Numbers(scalars.lr, scalars.weight_decay, scalars.beta1, scalars.beta2, scalars.eps)
@@ -90,10 +140,3 @@ def _write(column: Tensor, number: float | Tensor) -> None:
         column.copy_(number)
     else:
         column.fill_(number)
-
-
-def _laid_out_alike(slot: Slot) -> Slot:
-    """Return the slot with its gradient in the weight's order in memory, copied if it is not."""
-    if laid_out_alike(slot.weight, slot.gradient):
-        return slot
-    return slot._replace(gradient=torch.empty_like(slot.weight).copy_(slot.gradient))

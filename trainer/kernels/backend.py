@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rundir.errors import require
+from trainer.kernels.layout import dense
 
 Backend = Literal["torch", "triton"]
 
@@ -49,6 +50,6 @@ def _obstacle(tensors: list[Tensor]) -> str | None:
         return f"the weights lie on {next(iter(devices))}, and Triton needs a CUDA device"
     if any(tensor.dtype != torch.float32 for tensor in tensors):
         return "the kernel works on fp32 weights only"
-    if any(torch.empty_like(t, device="meta").stride() != t.stride() for t in tensors):
+    if not all(map(dense, tensors)):
         return "the kernel works on weights without gaps in memory only"
     return None

@@ -1,10 +1,10 @@
 """Cuts many tensors into chunks of one size, so that one launch works on all of them.
 
 Two tables on the device say where everything lies. A row of the slots' table (int64) is a weight:
-the addresses of weight, gradient and two states, of its step count and its other scalar, 0 where
-there is none; its size; whether the four can be read 128 bits at a time; its first chunk and their
+the addresses of weight, gradient and three states, of its step count and its other scalar, 0 where
+there is none; its size; whether the five can be read 128 bits at a time; its first chunk and their
 number. A row of the chunks' table (int32) is a weight's row and which of its chunks this is. Only
-the first, 80 bytes a weight, has to follow gradients that move.
+the first, 88 bytes a weight, has to follow gradients that move.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.kernels.layout import alike
 from trainer.kernels.operands import Operands
 
-SLOT_COLUMNS = 10
+SLOT_COLUMNS = 11
 CHUNK_COLUMNS = 2
 CHUNK = 8192
 """Elements of a chunk: a multiple of BLOCK; the tables cost 8 bytes per 224 KB moved."""
@@ -55,7 +56,7 @@ class Plan:
     parts: tuple[Part, ...]
     """One for each group."""
     corrections: Tensor
-    """fp32 (slots, 4): what a step's number makes of each weight's step."""
+    """fp32 (slots, 4): what is each weight's own in a step, as its number's corrections."""
     chunk_sums: Tensor
     """fp32 (chunks, 4)."""
     slot_sums: Tensor
@@ -91,8 +92,8 @@ def build_plan(
     device = next(weight for group in groups for weight in group.weights).device
     copies: list[tuple[Tensor, Tensor]] = []
     slots = np.array([row for group in groups for row in _rows(group, copies)], dtype=np.int64)
-    counts = -(-slots[:, 6] // CHUNK)
-    slots[:, 8], slots[:, 9] = np.cumsum(counts) - counts, counts
+    counts = -(-slots[:, 7] // CHUNK)
+    slots[:, 9], slots[:, 10] = np.cumsum(counts) - counts, counts
     host = _host(slots, device, spare)
     total = int(counts.sum())
     chunks, chunks_host = _chunk_table(slots, device, capturing=capturing)
@@ -110,19 +111,14 @@ def build_plan(
     )
 
 
-def laid_out_alike(weight: Tensor, gradient: Tensor) -> bool:
-    """Whether both have one order in memory, so that a kernel can walk them together."""
-    return gradient.stride() == weight.stride()
-
-
 def _rows(group: Operands, copies: list[tuple[Tensor, Tensor]]) -> list[list[int]]:
     rows = []
     for i, (weight, gradient) in enumerate(zip(group.weights, group.gradients, strict=True)):
-        if not laid_out_alike(weight, gradient):
+        if not alike(weight, gradient):
             gradient = torch.empty_like(weight)  # noqa: PLW2901 - from here on it stands there
             copies.append((weight, gradient))
         tensors = [weight, gradient, *(state[i] for state in group.states)]
-        addresses = [tensor.data_ptr() for tensor in tensors] + [0] * (4 - len(tensors))
+        addresses = [tensor.data_ptr() for tensor in tensors] + [0] * (5 - len(tensors))
         aligned = all(address % _VECTOR_BYTES == 0 for address in addresses)
         scalars = [column[i].data_ptr() if column else 0 for column in (group.steps, group.scalars)]
         rows.append([*addresses, *scalars, weight.numel(), int(aligned), 0, 0])
@@ -138,11 +134,11 @@ def _parts(weights: Sequence[int], counts: _Array) -> tuple[Part, ...]:
 
 def _chunk_table(slots: _Array, device: torch.device, *, capturing: bool) -> tuple[Tensor, Tensor]:
     """Return the chunks' table on the device and the host, kept since sizes hardly ever change."""
-    key = (device, tuple(slots[:, 6]))
+    key = (device, tuple(slots[:, 7]))
     tables = _chunks.get(key)
     if tables is None:
-        owner = np.repeat(np.arange(len(slots)), slots[:, 9])
-        index = np.arange(len(owner)) - slots[owner, 8]
+        owner = np.repeat(np.arange(len(slots)), slots[:, 10])
+        index = np.arange(len(owner)) - slots[owner, 9]
         host = _host(np.stack((owner, index), axis=1).astype(np.int32), device)
         tables = host.to(device, non_blocking=True), host
         if capturing:

@@ -90,7 +90,7 @@ def _timing(
 
 
 def _tilings(dtype: torch.dtype) -> Iterator[Tiling]:
-    own = TILINGS[dtype]
-    yield own
-    yield replace(own, warps=4, stages=3)
-    yield replace(own, stages=3)
+    for own in dict.fromkeys(tiling for _, tiling in TILINGS[dtype]):
+        yield own
+        if own.warps > 4:
+            yield replace(own, warps=4)

@@ -33,8 +33,8 @@ def squares_kernel(
     row = slots + slot * SLOT_COLUMNS
     start = index * CHUNK
     gradient = tl.load(row + 1) + 4 * start
-    count = tl.minimum(tl.load(row + 6) - start, CHUNK).to(tl.int32)
-    blocks = tl.where(tl.load(row + 7) != 0, count // BLOCK, 0)
+    count = tl.minimum(tl.load(row + 7) - start, CHUNK).to(tl.int32)
+    blocks = tl.where(tl.load(row + 8) != 0, count // BLOCK, 0)
     lane = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     gradient_16 = tl.multiple_of(gradient.to(tl.pointer_type(tl.float32)), 16)

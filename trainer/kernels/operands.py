@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-Rule = Literal["adam", "adamw", "nadam", "nadamw", "lion", "sign", "sign-nesterov", "momo-adam"]
+Rule = Literal[
+    "adam",
+    "adamw",
+    "nadam",
+    "nadamw",
+    "ademamix",
+    "mars",
+    "schedule-free",
+    "lion",
+    "sign",
+    "sign-nesterov",
+    "momo",
+    "momo-adam",
+]
 """The elementwise steps; the modules of trainer.optim have their formulas."""
 
 
@@ -32,7 +46,8 @@ class AdamWScalars:
     eps: float
     weight_decay: float
     step: float | Tensor
-    """Counted from 1; a tensor holds one number, or one for each weight."""
+    """Counted from 1; infinite where nothing is to be corrected, the moments having started at
+    their first values. A tensor holds one number, or one for each weight."""
 
     @property
     def mean_correction(self) -> float | Tensor:
@@ -45,6 +60,12 @@ class AdamWScalars:
         correction: float | Tensor = (1 - self.beta2**self.step) ** -0.5
         return correction
 
+    def of(self, which: Sequence[int]) -> AdamWScalars:
+        """Return those of some of the weights."""
+        if not isinstance(self.step, Tensor) or not self.step.ndim:
+            return self
+        return replace(self, step=torch.stack([self.step[i] for i in which]))
+
 
 @dataclass(frozen=True)
 class Operands:
@@ -53,11 +74,12 @@ class Operands:
     weights: list[Tensor]
     gradients: list[Tensor]
     states: Sequence[list[Tensor]] = ()
-    """At most two, each with a tensor of each weight's shape: moments or momenta."""
+    """At most three, each with a tensor of each weight's shape: moments or momenta."""
     steps: Sequence[Tensor] = ()
     """Steps taken, 0-dimensional; empty where the rule does not count."""
     scalars: Sequence[Tensor] = ()
-    """The rule's other number for each weight: NAdam's product of its momenta, MoMo's <g, x>."""
+    """The rule's other number for each weight: NAdam's product of its momenta, MoMo's <g, x>,
+    what schedule-free's averaged weights have weighed so far."""
 
 
 @dataclass(frozen=True)
@@ -73,5 +95,9 @@ class Numbers:
     eps: float = 0.0
     momentum_decay: float = 0.0
     """Exponent of NAdam's schedule of momenta."""
+    ahead: float = 0.0
+    """How much of its change since the step before MARS adds to the gradient."""
+    from_zero: bool = True
+    """MoMo's averages start there, instead of at their first values."""
     divide: bool = True
     """MoMo's weight decay divides after the step."""

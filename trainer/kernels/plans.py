@@ -1,53 +1,130 @@
-"""Plans of steps on tensors that belong to no optimizer of the kernels' own."""
+"""The plans of an optimizer's steps, kept by where the tensors lie."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.kernels.chunks import Plan, build_plan
 from trainer.kernels.operands import Operands
 
-_KEPT = 32
+_KEPT = 8
+
+MADE_BEFORE = (
+    "the first step of a weight makes its state, and every replay of a graph would do so again: "
+    "take a step before capturing one"
+)
+"""Why a first step cannot be captured."""
 
 
 class Plans:
-    """Plans by address: a step whose tensors lie where those of an earlier one lay builds none."""
+    """A step whose gradients lie where they lay does nothing by tensor but look."""
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
+    def __init__(self, most: int = _KEPT) -> None:
+        """Keep ``most`` of them, beside those that graphs need."""
+        self._most = most
+        self._kept: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._captured: list[Plan] = []
 
-    def of(self, operands: Operands) -> Plan:
-        """Return the plan of these tensors, which are laid out alike in memory.
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def forget(self) -> None:
+        """Drop all that no graph needs."""
+        self._kept.clear()
+
+    def of(
+        self,
+        groups: Sequence[Sequence[Tensor]],
+        operands: Callable[[], list[Operands]],
+        has_state: Callable[[Tensor], bool],
+    ) -> Plan | None:
+        """Return where this step's tensors lie, or None where there is no gradient.
+
+        States are not looked at: whoever exchanges them forgets the plans.
+
+        Args:
+            groups: the weights of each; those without a gradient do not count.
+            operands: makes those of the groups, with the states where missing.
+            has_state: whether a weight's state is there.
 
         Raises:
-            RuntimeError: a CUDA graph is captured, and no step of so many weights was taken before.
+            RuntimeError: a graph is captured, and a state is missing or no plan was kept of as many
+                weights.
         """
-        weight = operands.weights[0]
-        capturing = weight.is_cuda and torch.cuda.is_current_stream_capturing()
+        key = _addresses(groups)
+        if not key:
+            return None
+        if key not in self._kept:
+            require_states(groups, has_state)
+        return self._at(key, operands, capturing=_captures(groups))
+
+    def of_tensors(self, operands: Operands) -> Plan:
+        """Return where these tensors lie, which are in one order in memory.
+
+        Raises:
+            RuntimeError: a graph is captured, and no plan was kept of as many weights.
+        """
         columns = (operands.weights, operands.gradients, *operands.states)
         key = (
             *(tensor.data_ptr() for column in columns for tensor in column),
             *(weight.numel() for weight in operands.weights),
         )
+        return self._at(key, lambda: [operands], capturing=_captures([operands.weights]))
+
+    def _at(
+        self, key: tuple[Any, ...], operands: Callable[[], list[Operands]], *, capturing: bool
+    ) -> Plan:
         plan = self._kept.get(key)
         if plan is None and capturing:
-            plan = build_plan([operands], spare=self._spare(len(operands.weights)), capturing=True)
+            those = operands()
+            spare = self._spare(sum(len(group.weights) for group in those))
+            plan = build_plan(those, spare=spare, capturing=True)
         elif plan is None:
-            plan = self._kept[key] = build_plan([operands])
-            while len(self._kept) > _KEPT:
+            plan = self._kept[key] = build_plan(operands())
+            while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         if capturing:
             # The graph reads the tables at each replay, long after the plan would be dropped.
             self._captured.append(plan)
+        plan.refresh()
         return plan
 
-    def _spare(self, weights: int) -> torch.Tensor:
-        """Take pinned memory from a plan, which goes: while capturing none can be allocated."""
+    def _spare(self, weights: int) -> Tensor:
+        """Take pinned memory from a plan, which goes, or two graphs would read it."""
         for key, plan in self._kept.items():
-            if len(plan.host) == weights and all(plan is not other for other in self._captured):
+            if len(plan.host) == weights:
                 del self._kept[key]
                 return plan.host
         raise RuntimeError("take a step of the same weights before capturing one")
+
+
+def require_states(groups: Sequence[Sequence[Tensor]], has_state: Callable[[Tensor], bool]) -> None:
+    """Refuse to capture the first step of a weight.
+
+    Raises:
+        RuntimeError: a graph is captured, and the state of a weight with a gradient is missing.
+    """
+    weights = (weight for group in groups for weight in group if weight.grad is not None)
+    if _captures(groups) and not all(map(has_state, weights)):
+        raise RuntimeError(MADE_BEFORE)
+
+
+def _addresses(groups: Sequence[Sequence[Tensor]]) -> tuple[Any, ...]:
+    """Return what identifies this step's weights and gradients; 0.3 us a weight."""
+    key: list[Any] = []
+    for group in groups:
+        for weight in group:
+            gradient = weight.grad
+            if gradient is not None:
+                key += (weight.data_ptr(), gradient.data_ptr(), gradient.stride())
+    return tuple(key)
+
+
+def _captures(groups: Sequence[Sequence[Tensor]]) -> bool:
+    weight = next((weight for group in groups for weight in group), None)
+    return weight is not None and weight.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -7,6 +7,7 @@ Shape suffixes: B matrices, M rows, N columns.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from typing import Literal
 
 import torch
@@ -16,11 +17,30 @@ from trainer.kernels.panels import symmetric_panels
 
 Choice = Literal["auto", "torch", "triton"]
 
-_TRITON_LEAST_SIDE = {torch.bfloat16: 512, torch.float16: 512}
-"""Shorter sides are left to cuBLAS; so is fp32, whose products the tensor cores cannot take."""
-_TRITON_LEAST_NUMBERS = {512: 1 << 22, 1024: 1 << 22, 2048: 1 << 23, 4096: 1 << 24}
-"""For sides up to the key: from how many numbers of the result, B M^2, Triton is the faster one.
-A single matrix up to 2048 is not worth a triangular grid; from 4096 on it is."""
+_HALF = (torch.bfloat16, torch.float16)
+"""fp32 is left to cuBLAS: the tensor cores cannot take its products."""
+_LEAST_SIDE = 512
+"""Shorter sides are left to cuBLAS; the launches cost more than the products."""
+_LEAST_BATCH = 6
+_LONG_SIDE = 4096
+"""From either on Triton is the faster one at x x^T; with ``plus`` it always is.
+
+One H100 in bf16, Triton in units of cuBLAS's time, by the best tiling; in brackets with ``plus``,
+M = N, by tiles of 128 alone:
+
+    M              512          768          1024         1280         2048         4096
+    B = 1          0.99 (0.78)  0.95 (0.77)  0.99 (0.75)  0.97 (0.70)  1.02 (0.81)  0.65 (0.58)
+    B = 6                       0.88 (0.50)  0.82 (0.62)  0.87 (0.62)
+    B = 12                      0.72 (0.57)
+    B = 24                      0.92 (0.60)  0.93 (0.60)
+    N = 2.7 M
+    B = 1                       0.97         0.98         1.02
+    B = 6                       0.69         0.78         0.78
+    B = 12                      0.70
+    B = 24                      0.84         0.81
+
+A single matrix up to 2048 is a draw, and a launch of cuBLAS takes the host less. Between 1 and 6
+matrices nothing was measured. :mod:`trainer.kernels.symmetric_timing` measures it again."""
 
 _ALIGNMENT = 16
 """Bytes that rows must begin at a multiple of to be read without detours through registers."""
@@ -51,7 +71,8 @@ def symmetric_product(
     batch, rows, _ = x_BMN.shape
     if out is None:
         out = x_BMN.new_empty(batch, rows, rows)
-    if backend == "triton" or (backend == "auto" and _triton_is_faster(x_BMN)):
+    faster = backend == "auto" and _triton_is_faster(x_BMN, has_plus=plus is not None)
+    if faster or backend == "triton":
         from trainer.kernels.symmetric_triton import symmetric_product_triton
 
         symmetric_product_triton(x_BMN, plus, out, alpha, beta, diagonal)
@@ -80,13 +101,18 @@ def _symmetric_product_torch(
     )
 
 
-def _triton_is_faster(x_BMN: Tensor) -> bool:
+def _triton_is_faster(x_BMN: Tensor, *, has_plus: bool) -> bool:
+    if x_BMN.device.type != "cuda" or x_BMN.dtype not in _HALF or not _triton_is_installed():
+        return False
     batch, side, _ = x_BMN.shape
-    if any(stride * x_BMN.itemsize % _ALIGNMENT and stride != 1 for stride in x_BMN.stride()):
+    if side < _LEAST_SIDE or not (has_plus or batch >= _LEAST_BATCH or side >= _LONG_SIDE):
         return False
-    if x_BMN.device.type != "cuda" or x_BMN.dtype not in _TRITON_LEAST_SIDE:
-        return False
-    if side < _TRITON_LEAST_SIDE[x_BMN.dtype] or importlib.util.find_spec("triton") is None:
-        return False
-    numbers = [least for most, least in _TRITON_LEAST_NUMBERS.items() if side <= most]
-    return batch * side * side >= (numbers[0] if numbers else 0)
+    return all(
+        stride == 1 or stride * x_BMN.itemsize % _ALIGNMENT == 0 for stride in x_BMN.stride()
+    )
+
+
+@cache
+def _triton_is_installed() -> bool:
+    """Looking through sys.path takes the host longer than a launch."""
+    return importlib.util.find_spec("triton") is not None

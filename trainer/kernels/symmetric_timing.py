@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.symmetric import symmetric_product
-from trainer.kernels.symmetric_triton import TILINGS, Tiling, symmetric_product_triton
+from trainer.kernels.symmetric_triton import Tiling, symmetric_product_triton, tiling_of
 
 SHAPES = (
     *((batch, 768, n) for batch in (1, 6, 12, 24) for n in (768, 2048, 2304)),
@@ -56,10 +56,10 @@ def measure(
     Args:
         shapes: (B, M, N).
         dtype: of the operands and results.
-        tilings: to try; by default some around the one that is launched.
+        tilings: to try; by default some around the one that is launched for a large batch.
         repeats: timings of which the median is taken, after three that warm up.
     """
-    tried = tilings or _around(TILINGS[dtype], dtype)
+    tried = tilings or _around(tiling_of(dtype, batch=6, rows=768), dtype)
     return [_timing(shape, dtype, tried, repeats) for shape in shapes]
 
 
@@ -86,7 +86,7 @@ def _timing(
     a_BMM = [torch.randn(batch, rows, rows, device="cuda").to(dtype) for _ in range(copies)]
     out = torch.empty_like(a_BMM[0])
 
-    def by(tiling: Tiling) -> Callable[[Tensor], None]:
+    def by(tiling: Tiling | None) -> Callable[[Tensor], None]:
         return lambda x: symmetric_product_triton(x, None, out, 1.0, 1.0, 0.0, tiling)
 
     def whole(x: Tensor) -> None:
@@ -103,7 +103,7 @@ def _timing(
     return Timing(
         shape,
         cublas=device_time(whole, x_BMN, repeats),
-        triton=device_time(by(TILINGS[dtype]), x_BMN, repeats),
+        triton=device_time(by(None), x_BMN, repeats),
         best=times[best],
         tiling=best,
         cublas_plus=device_time(whole_plus, a_BMM, repeats),

@@ -7,12 +7,15 @@ It does (T + 1) / 2T of the work of a whole product, T tiles a side: 0.58 at 768
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,46 @@ class Tiling:
     """Of fp32 products: without tensor cores, or as three TF32 products that are about as exact."""
 
 
+_FULL = Tiling(block=128, depth=64, warps=8, stages=4)
+_TWICE = Tiling(block=128, depth=64, warps=8, stages=3)
+"""96 KB of shared memory: two programs fit on a multiprocessor of sm_90."""
+_HALF = (
+    (64, Tiling(block=64, depth=64, warps=4, stages=4)),
+    (132, _FULL),
+    (264, _TWICE),
+    (384, _FULL),
+    (512, _TWICE),
+    (NO_LIMIT, _FULL),
+)
 TILINGS = {
-    torch.bfloat16: Tiling(block=128, depth=64, warps=8, stages=4),
-    torch.float16: Tiling(block=128, depth=64, warps=8, stages=4),
-    torch.float32: Tiling(block=64, depth=32, warps=4, stages=3),
+    torch.bfloat16: _HALF,
+    torch.float16: _HALF,
+    torch.float32: ((NO_LIMIT, Tiling(block=64, depth=32, warps=4, stages=3)),),
 }
-"""What is launched unless the caller says otherwise."""
+"""What is launched unless the caller says otherwise, for results of up to so many tiles of 128.
+
+x x^T on an H100 of 132 multiprocessors, bf16, in units of cuBLAS's time: by _FULL, and by the best
+tiling that was tried where that is another:
+
+    B x M       tiles   N = M           N = 2.7 M
+    1 x 768        21   1.33  0.95 a    1.33  0.97 a    a  block=64: else half of the GPU would idle
+    1 x 1280       55   1.10  0.97 a    1.12  1.02 a
+    6 x 768       126   0.88            0.69
+    6 x 1024      216   0.92  0.82 c    0.88  0.78 c    b  _TWICE: as many tiles as fit at a time
+    12 x 768      252   0.86  0.72 c    0.77  0.69 b    c  _TWICE with 4 warps, of which sm_80 and
+    6 x 1280      330   0.87            0.78               sm_100 spill registers
+    24 x 768      504   1.04  0.92 b    0.89  0.84 b
+    1 x 4096      528   0.65  0.63 c
+    24 x 1024     864   0.93  0.91 c    0.81
+"""
+
+
+@cache
+def tiling_of(dtype: torch.dtype, batch: int, rows: int) -> Tiling:
+    """Return how the kernel is compiled for a result (batch, rows, rows)."""
+    side = -(-rows // 128)
+    tiles = batch * side * (side + 1) // 2
+    return next(tiling for most, tiling in TILINGS[dtype] if tiles <= most)
 
 
 @triton.jit
@@ -159,10 +196,10 @@ def symmetric_product_triton(
         alpha: of x x^T.
         beta: of ``plus_BMM``.
         diagonal: added to the diagonal.
-        tiling: None for the dtype's own.
+        tiling: None for :func:`tiling_of`'s.
     """
-    batch, _, columns = x_BMN.shape
-    how = tiling or TILINGS[x_BMN.dtype]
+    batch, rows, columns = x_BMN.shape
+    how = tiling or tiling_of(x_BMN.dtype, batch, rows)
     _launch(
         x_BMN,
         x_BMN.stride(),
@@ -184,11 +221,11 @@ def gram_parts_triton(
         x_RN: as ``x_BMN`` of :func:`symmetric_product_triton`.
         out_SNN: dense; of any float dtype.
         part: best a multiple of the tiling's depth.
-        tiling: None for the dtype's own.
+        tiling: None for :func:`tiling_of`'s.
     """
     by_row, by_column = x_RN.stride()
     strides = (part * by_row, by_column, by_row)
-    how = tiling or TILINGS[x_RN.dtype]
+    how = tiling or tiling_of(x_RN.dtype, *out_SNN.shape[:2])
     _launch(x_RN, strides, None, out_SNN, (1.0, 1.0, 0.0), part, x_RN.shape[0], how)
 
 

@@ -68,7 +68,8 @@ class _KernelAdam(Elementwise):
                 adam_step_torch(self._rule(group), operands, numbers, clip_factor)
 
     def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:
-        from trainer.kernels.elementwise_triton import count_steps, step_chunks
+        from trainer.kernels.elementwise_triton import step_chunks
+        from trainer.kernels.numbers_triton import count_steps
 
         for group, part in zip(self.param_groups, plan.parts, strict=True):
             if part.slots:

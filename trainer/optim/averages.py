@@ -17,7 +17,20 @@ def kept(
     """Return what is kept under ``key``, which starts at a copy of its first, or at zeros."""
     for weight, first in zip(weights, firsts, strict=True):
         if key not in state[weight]:
-            state[weight][key] = torch.zeros_like(first) if from_zero else first.clone()
+            # Kernels walk a state in its weight's order in memory.
+            like = weight if weight.shape == first.shape else first
+            start = torch.zeros_like(like, dtype=first.dtype)
+            state[weight][key] = start if from_zero else start.copy_(first)
+    return [state[weight][key] for weight in weights]
+
+
+def kept_scalars(
+    state: State, key: str, weights: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Return the numbers kept under ``key``, on the weights' device, which start at zero."""
+    for weight in weights:
+        if key not in state[weight]:
+            state[weight][key] = torch.zeros((), dtype=dtype, device=weight.device)
     return [state[weight][key] for weight in weights]
 
 

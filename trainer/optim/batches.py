@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -57,13 +58,10 @@ def polar_factors(
         gptopt_compat: see :func:`trainer.optim.polar.coefficients`.
         backend: of the symmetric products on CUDA.
     """
-    kinds: dict[_Kind, list[int]] = defaultdict(list)
-    for i, matrix in enumerate(matrices):
-        if matrix.numel():
-            kinds[_Kind(matrix.device, matrix.dtype, *matrix.shape)].append(i)
+    kinds = _kinds(tuple([(each.device, each.dtype, each.shape) for each in matrices]))
     polynomials = coefficients(method, steps, gptopt_compat)
     factors = list(matrices)
-    for kind, indices in kinds.items():
+    for kind, indices in kinds:
         members = [matrices[i] for i in indices]
         factors_BMN = torch.empty(
             len(members), kind.rows, kind.columns, dtype=kind.dtype, device=kind.device
@@ -75,6 +73,18 @@ def polar_factors(
         for i, factor in zip(indices, factors_BMN.unbind(), strict=True):
             factors[i] = factor
     return factors
+
+
+@lru_cache(maxsize=16)
+def _kinds(
+    matrices: tuple[tuple[torch.device, torch.dtype, torch.Size], ...],
+) -> tuple[tuple[_Kind, tuple[int, ...]], ...]:
+    """Return which matrices that are not empty make one batch; steps ask for the same each time."""
+    kinds: dict[_Kind, list[int]] = defaultdict(list)
+    for i, (device, dtype, (rows, columns)) in enumerate(matrices):
+        if rows * columns:
+            kinds[_Kind(device, dtype, rows, columns)].append(i)
+    return tuple((kind, tuple(indices)) for kind, indices in kinds.items())
 
 
 def _write_on_cpu(matrices: list[Tensor], factors_BMN: Tensor, polynomials: Coefficients) -> None:
@@ -118,8 +128,9 @@ def _write_on_cuda(
     for start in range(0, count, chunk):
         now = min(chunk, count - start)
         # Each time: a matrix that is not finite leaves no zeros here.
-        x_BMN[:now, rows:].zero_()
-        x_BMN[:now, :, columns:].zero_()
+        if padded != (rows, columns):
+            x_BMN[:now, rows:].zero_()
+            x_BMN[:now, :, columns:].zero_()
         inner_BMN = x_BMN[:now, :rows, :columns]
         torch._foreach_copy_(list(inner_BMN.unbind()), matrices[start : start + now])
         _scale(x_BMN[:now])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.kernels.layout import alike, laid_out_alike
+
 
 class FoldsClip(torch.optim.Optimizer):
     """An optimizer whose step multiplies the gradients by the factor that clips them."""
@@ -44,9 +46,12 @@ class _TorchStep(FoldsClip):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every weight that has a gradient; clipped gradients are overwritten."""
         factor = self._take_clip_factor()
+        fused = all(group.get("fused") for group in self.param_groups)
+        if fused:
+            self._lay_out()
         if factor is None:
             return super().step(closure)
-        if not all(group.get("fused") for group in self.param_groups):
+        if not fused:
             with torch.no_grad():
                 torch._foreach_mul_(self._gradients(), factor)
             return super().step(closure)
@@ -56,6 +61,16 @@ class _TorchStep(FoldsClip):
             return super().step(closure)
         finally:
             del self.grad_scale
+
+    def _lay_out(self) -> None:
+        """Replace gradients of another order in memory than their weights', which fused steps need.
+
+        A closure may draw others: they come from autograd, which gives them the weights' order.
+        """
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and not alike(weight, weight.grad):
+                    weight.grad = laid_out_alike(weight, weight.grad)
 
 
 class SGD(_TorchStep, torch.optim.SGD):

@@ -5,25 +5,33 @@ the device for checkpoints and CUDA graphs, and on the host as well, so that wei
 agree share their bias corrections and a step launches little and waits for nothing.
 
 From the first step that is captured, or whose ``lr`` is a tensor, only the device's numbers count:
-a captured step counts as it is replayed, and reads ``lr`` from its tensor.
+a captured step counts as it is replayed, and reads ``lr`` from its tensor. The kernels know no
+others.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from trainer.optim.averages import kept
+from trainer.kernels import Backend
+from trainer.kernels.adam import clipped
+from trainer.kernels.operands import Operands
+from trainer.kernels.plans import require_states
+from trainer.optim.averages import kept, kept_scalars
+from trainer.optim.clipping import FoldsClip
+from trainer.optim.elementwise import Elementwise
+from trainer.optim.params import OptimizerParams
 from trainer.optim.scaling import Number, decay_weights, each
 
 
-class CountsSteps(torch.optim.Optimizer):
+class CountsSteps(FoldsClip):
     """Keeps the numbers, on the host and the device."""
 
     COUNTERS: ClassVar[tuple[str, ...]] = ("step",)
@@ -51,11 +59,7 @@ class CountsSteps(torch.optim.Optimizer):
 
     def _add(self, key: str, weights: list[Tensor], amount: Number) -> Number:
         """Add to a counter of a batch and return what it is then."""
-        for weight in weights:
-            if key not in self.state[weight]:
-                zero = torch.zeros((), dtype=torch.float64, device=weight.device)
-                self.state[weight][key] = zero
-        counters = [self.state[weight][key] for weight in weights]
+        counters = kept_scalars(self.state, key, weights, torch.float64)
         torch._foreach_add_(counters, each(amount, counters))
         if self._device_counts or isinstance(amount, Tensor):
             return torch.stack(counters)
@@ -75,12 +79,8 @@ class CountsSteps(torch.optim.Optimizer):
         return list(batches.values())
 
     def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        require_states([weights], lambda weight: bool(self.state.get(weight)))
         capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        if capturing and not all(self.state.get(weight) for weight in weights):
-            raise RuntimeError(
-                "the first step of a weight makes its state, and every replay of a graph would do "
-                "so again: take a step before capturing one"
-            )
         self._device_counts |= capturing or isinstance(group["lr"], Tensor)
 
     def _latest(self, weights: list[Tensor]) -> Number:
@@ -106,14 +106,18 @@ class CountedOptimizer(CountsSteps):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step_groups(self._take_clip_factor())
+        return loss
+
+    def _step_groups(self, clip_factor: Tensor | None) -> None:
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
                 self._look_where_to_count(group, weights)
             for batch in self._batches(weights):
-                gradients = [weight.grad for weight in batch]
+                gradients: list[Any] = [weight.grad for weight in batch]
+                gradients = clipped(gradients, clip_factor)
                 self._move(group, batch, gradients, self._add("step", batch, 1.0))
-        return loss
 
     @abstractmethod
     def _move(
@@ -171,6 +175,41 @@ class CountedOptimizer(CountsSteps):
     def _zeros(self, key: str, weights: list[Tensor]) -> list[Tensor]:
         """Return what is kept under ``key``, which starts at zero."""
         return kept(self.state, key, weights, weights, from_zero=True)
+
+
+class CountedElementwise(CountedOptimizer, Elementwise):
+    """Steps every number by itself, by the kernels or as above, to the same state."""
+
+    def __init__(self, groups: Any, params: OptimizerParams, backend: Backend) -> None:
+        super().__init__(groups, params.lr, params.weight_decay)
+        self.backend = backend
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every weight that has a gradient.
+
+        Raises:
+            RuntimeError: the first step of a weight is captured in a CUDA graph.
+        """
+        return Elementwise.step(self, closure)
+
+    def _operands(self, group: dict[str, Any]) -> Operands:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        if self.backend == "torch":
+            return Operands(weights, gradients)
+        counters = (kept_scalars(self.state, key, weights, torch.float64) for key in self.COUNTERS)
+        return Operands(weights, gradients, self._states(group, weights), *counters)
+
+    @abstractmethod
+    def _states(self, group: dict[str, Any], weights: list[Tensor]) -> list[list[Tensor]]:
+        """Return what the kernel keeps for a group's weights, made where missing."""
+
+    def _step_torch(
+        self,
+        groups: Sequence[Operands],  # noqa: ARG002 - of one count, that is not a group's
+        clip_factor: Tensor | None,
+    ) -> None:
+        self._step_groups(clip_factor)
 
 
 def _fit_for_fusing(weights: list[Tensor], gradients: list[Tensor]) -> bool:

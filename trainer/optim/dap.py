@@ -33,15 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.kernels import AdamWScalars, choose_backend
+from trainer.kernels import AdamWScalars, adamw_step, choose_backend
+from trainer.kernels.layout import laid_out_alike
 from trainer.kernels.operands import Slot
 from trainer.kernels.plans import Plans
 from trainer.optim import inverse
 from trainer.optim.averages import kept
-from trainer.optim.clipping import FoldsClip
 from trainer.optim.counted import CountsSteps
 from trainer.optim.curvature import MomentBatch, distinct_moments, inverted, restore_moments
-from trainer.optim.fused import fused_adamw, laid_out_alike
 from trainer.optim.groups import split_parameters
 from trainer.optim.moments import InputMoments
 from trainer.optim.momentum import advance_momentum
@@ -52,13 +51,16 @@ from trainer.optim.scaling import add_scaled, decay_weights, each
 UPDATE_RMS = 0.2
 """Root mean square of a matrix's update under ``update_norm``."""
 
+_PLANS = 32
+"""Updates are new tensors at each step: they have more places than gradients."""
+
 _Part = tuple[dict[str, Any], list[Tensor]]
 """A group and its weights that have gradients."""
 
 _log = logging.getLogger(__name__)
 
 
-class Dap(FoldsClip, CountsSteps):
+class Dap(CountsSteps):
     """DAP on the matrices, AdamW on the rest.
 
     State per fp32 weight of a matrix: 8 bytes, and with ema_beta 4 in^2 per distinct input.
@@ -83,7 +85,7 @@ class Dap(FoldsClip, CountsSteps):
         super().__init__(used, params.lr, params.weight_decay)
         self._moments = moments
         self._params = params
-        self._plans = Plans()
+        self._plans = Plans(_PLANS)
         weights = chain.from_iterable(group["params"] for group in self.param_groups)
         self._backend = choose_backend(params.backend, weights)
 
@@ -171,13 +173,13 @@ class Dap(FoldsClip, CountsSteps):
     def _update(self, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor]) -> None:
         """Decay the weights, and move them by what U becomes."""
         p, lr = self._params, group["lr"]
-        updates = list(map(laid_out_alike, updates, weights))
+        updates = list(map(laid_out_alike, weights, updates))
         if p.dap_beta2 and not (p.update_opnorm or p.update_norm):
             # AdamW that has U for its gradient and averages only the squares.
             squares = self._kept(weights, "exp_avg_sq")
             slots = list(map(Slot, weights, updates, updates, squares))
             scalars = self._scalars(group, weights, (0.0, p.dap_beta2), p.dap_eps)
-            fused_adamw(slots, scalars, self._backend, plans=self._plans)
+            adamw_step(slots, scalars, self._backend, plans=self._plans)
             return
         if p.dap_beta2:
             torch._foreach_div_(updates, self._roots(weights, updates))
@@ -216,11 +218,10 @@ class Dap(FoldsClip, CountsSteps):
         self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
     ) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        gradients = list(map(laid_out_alike, gradients, weights))
         means, squares = self._kept(weights, "exp_avg"), self._kept(weights, "exp_avg_sq")
         slots = list(map(Slot, weights, gradients, means, squares))
         scalars = self._scalars(group, weights, self._params.betas, self._params.eps)
-        fused_adamw(slots, scalars, self._backend, clip_factor, self._plans)
+        adamw_step(slots, scalars, self._backend, clip_factor, self._plans)
 
     def _scalars(
         self, group: dict[str, Any], weights: list[Tensor], betas: tuple[float, float], eps: float

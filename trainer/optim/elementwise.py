@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 
 from trainer.kernels import Backend
-from trainer.kernels.chunks import Plan, build_plan
+from trainer.kernels.chunks import Plan
 from trainer.kernels.operands import Operands
+from trainer.kernels.plans import Plans, require_states
 from trainer.optim.clipping import FoldsClip
-
-_KEPT_PLANS = 8
 
 
 class Elementwise(FoldsClip):
@@ -30,11 +28,16 @@ class Elementwise(FoldsClip):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every weight that has a gradient."""
+        """Update every weight that has a gradient.
+
+        Raises:
+            RuntimeError: the first step of a weight is captured in a CUDA graph.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        require_states([group["params"] for group in self.param_groups], self._has_state)
         clip_factor = self._take_clip_factor()
         if self.backend == "torch":
             operands = [self._operands(group) for group in self.param_groups]
@@ -61,7 +64,7 @@ class Elementwise(FoldsClip):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state of either backend, and of torch's optimizer where it has this one."""
         super().load_state_dict(dict(state_dict))
-        self._forget_plans()
+        self._plans.forget()
         for weight, state in self.state.items():
             if isinstance(weight, Tensor) and "step" in state:
                 # torch leaves the counts of its unfused steps on the host.
@@ -71,7 +74,7 @@ class Elementwise(FoldsClip):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add weights with numbers of their own."""
         super().add_param_group(param_group)
-        self._forget_plans()
+        self._plans.forget()
 
     def _operands(self, group: dict[str, Any]) -> Operands:
         """Return a group's weights that have gradients and their states, made where missing."""
@@ -86,59 +89,17 @@ class Elementwise(FoldsClip):
         raise NotImplementedError
 
     def _plan(self) -> Plan | None:
-        """Return where this step's tensors lie; None where there is no gradient.
-
-        Kept by address, so that a step whose gradients lie where they lay does nothing by tensor
-        but look. States are not looked at: to exchange them, load them.
-        """
-        key = self._addresses()
-        if not key:
-            return None
-        plans: OrderedDict[tuple[Any, ...], Plan] = self.__dict__.setdefault(
-            "_plans", OrderedDict()
+        """Return where this step's tensors lie; None where there is no gradient."""
+        return self._plans.of(
+            [group["params"] for group in self.param_groups],
+            lambda: [self._operands(group) for group in self.param_groups],
+            self._has_state,
         )
-        capturing = self._captures()
-        plan = plans.get(key)
-        if plan is None:
-            plan = self._new_plan(plans, capturing=capturing)
-            if not capturing:
-                plans[key] = plan
-                while len(plans) > _KEPT_PLANS:
-                    plans.popitem(last=False)
-        if capturing:
-            # The graph reads the tables at each replay, long after the plan would be dropped.
-            self.__dict__.setdefault("_captured", []).append(plan)
-        plan.refresh()
-        return plan
 
-    def _new_plan(self, plans: OrderedDict[tuple[Any, ...], Plan], *, capturing: bool) -> Plan:
-        if capturing and any(
-            weight.grad is not None and not self.state.get(weight)
-            for group in self.param_groups
-            for weight in group["params"]
-        ):
-            raise RuntimeError(
-                "the first step of a weight makes its state, and every replay of a graph would do "
-                "so again: take a step before capturing one"
-            )
-        operands = [self._operands(group) for group in self.param_groups]
-        # Its own pinned memory would then be read by two graphs: the plan that had it goes.
-        spare = plans.popitem()[1].host if capturing and plans else None
-        return build_plan(operands, spare=spare, capturing=capturing)
+    def _has_state(self, weight: Tensor) -> bool:
+        return bool(self.state.get(weight))
 
-    def _addresses(self) -> tuple[Any, ...]:
-        """Return what identifies this step's weights and gradients; 0.3 us a weight."""
-        key: list[Any] = []
-        for group in self.param_groups:
-            for weight in group["params"]:
-                gradient = weight.grad
-                if gradient is not None:
-                    key += (weight.data_ptr(), gradient.data_ptr(), gradient.stride())
-        return tuple(key)
-
-    def _captures(self) -> bool:
-        weights = (weight for group in self.param_groups for weight in group["params"])
-        return next(weights).is_cuda and torch.cuda.is_current_stream_capturing()
-
-    def _forget_plans(self) -> None:
-        self.__dict__.pop("_plans", None)
+    @property
+    def _plans(self) -> Plans:
+        plans: Plans = self.__dict__.setdefault("_kept_plans", Plans())
+        return plans

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from trainer.kernels import choose_backend
+from trainer.kernels.layout import dense
 from trainer.optim.adamw import KernelAdam, KernelAdamW, KernelNAdam
 from trainer.optim.clipping import SGD, Adam, AdamW, NAdam
 from trainer.optim.groups import trainable
@@ -84,5 +85,5 @@ def build_nadam(model: nn.Module, params: NAdamParams) -> torch.optim.Optimizer:
 
 def _fused(weights: list[nn.Parameter]) -> bool | None:
     """Ask for the fused step where torch has it for all weights; None lets torch choose."""
-    fits = all(w.device.type in _FUSED_ON and w.is_floating_point() for w in weights)
+    fits = all(w.device.type in _FUSED_ON and w.is_floating_point() and dense(w) for w in weights)
     return True if fits else None

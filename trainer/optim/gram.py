@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.gram import gram_by_parts, parts_of
-
-PANEL = 128
-"""Columns that a CPU takes at a time, from the left to the diagonal: 1.2 to 1.6 times as fast as
-the whole product at 256 to 2048 inputs (one AVX-512 thread); smaller ones are no faster."""
+from trainer.kernels.panels import symmetric_panels
 
 _HAS_WIDE_SUM = torch.version.hip is None and tuple(
     int(part) for part in torch.__version__.split(".")[:2]
@@ -27,14 +24,16 @@ _HAS_WIDE_SUM = torch.version.hip is None and tuple(
 def gram(x_RN: Tensor) -> Tensor:
     """Return X^T X (N, N) in fp32, or fp64 for fp64 inputs; the upper triangle is undefined.
 
-    R N^2 FLOPs on a CPU and in Triton's kernel, twice that elsewhere. Half-precision inputs are
-    widened on a CPU, where their products may be emulated; CUDA multiplies them as they are and
-    sums in fp32.
+    Little more than R N^2 FLOPs on a CPU and in Triton's kernel, twice that elsewhere.
+    Half-precision inputs are widened on a CPU, where their products may be emulated; CUDA
+    multiplies them as they are and sums in fp32.
     """
     wide = torch.promote_types(x_RN.dtype, torch.float32)
     with torch.autocast(x_RN.device.type, enabled=False):
         if x_RN.device.type == "cpu":
-            return _by_panels(x_RN.to(wide))
+            x_1RN = x_RN.to(wide)[None]
+            product_1NN = x_1RN.new_empty(1, *x_RN.shape[1:] * 2)
+            return symmetric_panels(x_1RN.mT, x_1RN, product_1NN)[0]
         if x_RN.dtype == wide or not (_HAS_WIDE_SUM and x_RN.is_cuda and x_RN.shape[0]):
             x_RN = x_RN.to(wide)
             return torch.mm(x_RN.mT, x_RN)
@@ -47,14 +46,3 @@ def gram(x_RN: Tensor) -> Tensor:
 def symmetric(c_KNN: Tensor) -> Tensor:
     """Return matrices whose upper triangles mirror the lower ones."""
     return c_KNN.tril() + c_KNN.tril(-1).mT
-
-
-def _by_panels(x_RN: Tensor) -> Tensor:
-    size = x_RN.shape[1]
-    if size < 2 * PANEL:
-        return torch.mm(x_RN.mT, x_RN)
-    product_NN = x_RN.new_zeros(size, size)
-    for low in range(0, size, PANEL):
-        high = min(size, low + PANEL)
-        torch.mm(x_RN[:, low:high].mT, x_RN[:, :high], out=product_NN[low:high, :high])
-    return product_NN

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.kernels import Backend, choose_backend
+from trainer.kernels.chunks import Plan
+from trainer.kernels.operands import Numbers, Rule
 from trainer.optim.averages import kept
-from trainer.optim.counted import CountedOptimizer
+from trainer.optim.counted import CountedElementwise
 from trainer.optim.groups import trainable
 from trainer.optim.params import MarsParams
 from trainer.optim.scaling import Number
@@ -27,12 +30,39 @@ from trainer.optim.scaling import Number
 _log = logging.getLogger(__name__)
 
 
-class Mars(CountedOptimizer):
-    """Groups with ``corrected``, 12 bytes of state per fp32 weight, or without, 8."""
+class Mars(CountedElementwise):
+    """Groups with ``corrected``, 12 bytes of state per fp32 weight, or without, 8.
 
-    def __init__(self, groups: list[dict[str, Any]], params: MarsParams) -> None:
-        super().__init__(groups, params.lr, params.weight_decay)
+    The kernel moves 44 bytes of the former's, 8 of them for the norms, and 28 of the latter's.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], params: MarsParams, backend: Backend = "torch"
+    ) -> None:
+        super().__init__(groups, params, backend)
         self._params = params
+
+    def _states(self, group: dict[str, Any], weights: list[Tensor]) -> list[list[Tensor]]:
+        keys = ("exp_avg", "exp_avg_sq", *(["previous_grad"] if group["corrected"] else []))
+        return [self._zeros(key, weights) for key in keys]
+
+    def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:
+        from trainer.kernels.elementwise_triton import step_chunks
+        from trainer.kernels.numbers_triton import clip_corrected, count_steps
+
+        p = self._params
+        for group, part in zip(self.param_groups, plan.parts, strict=True):
+            if not part.slots:
+                continue
+            rule: Rule = "mars" if group["corrected"] else "adamw"
+            betas = p.betas if group["corrected"] else p.betas_1d
+            rates = group["lr"], group["weight_decay"]
+            numbers = Numbers(*rates, *betas, p.eps, ahead=self._ahead)
+            count_steps(rule, plan, part, numbers, torch.float64)
+            if rule == "mars":
+                step_chunks(rule, plan, part, numbers, clip_factor, phase="sums")
+                clip_corrected(plan, part)
+            step_chunks(rule, plan, part, numbers, clip_factor)
 
     def _move(
         self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
@@ -46,20 +76,28 @@ class Mars(CountedOptimizer):
 
     def _corrected(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """Return c, and keep the gradients for the next step."""
-        beta1, _ = self._params.betas
         previous = kept(self.state, "previous_grad", weights, gradients, from_zero=False)
         # g + k (g - p) = p + (1 + k) (g - p)
-        ahead = 1 + self._params.gamma * beta1 / (1 - beta1)
-        corrected = list(torch._foreach_lerp(previous, gradients, ahead))
+        corrected = list(torch._foreach_lerp(previous, gradients, 1 + self._ahead))
         torch._foreach_copy_(previous, gradients)
         norms = list(torch._foreach_norm(corrected))
         torch._foreach_clamp_min_(norms, 1.0)
         torch._foreach_div_(corrected, norms)
         return corrected
 
+    @property
+    def _ahead(self) -> float:
+        """What multiplies a gradient's change."""
+        beta1, _ = self._params.betas
+        return self._params.gamma * beta1 / (1 - beta1)
+
 
 def build_mars(model: nn.Module, params: MarsParams) -> Mars:
-    """Build mars; the log says how many weights move by what."""
+    """Build mars; the log says how many weights move by what.
+
+    Raises:
+        UserError: the Triton backend is asked for and cannot work.
+    """
     weights = trainable(model)
     corrected = [weight for weight in weights if params.optimize_1d or weight.ndim >= 2]
     rest = [weight for weight in weights if not params.optimize_1d and weight.ndim < 2]
@@ -68,4 +106,5 @@ def build_mars(model: nn.Module, params: MarsParams) -> Mars:
         {"params": corrected, "corrected": True},
         {"params": rest, "corrected": False},
     ]
-    return Mars([group for group in groups if group["params"]], params)
+    backend = choose_backend(params.backend, weights)
+    return Mars([group for group in groups if group["params"]], params, backend)

@@ -26,8 +26,8 @@ goes into weights and state: whoever steps looks first. A step never waits for t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from trainer.kernels import Backend, choose_backend
 from trainer.kernels.adam import clipped
 from trainer.kernels.chunks import Plan
-from trainer.kernels.operands import Numbers, Operands
-from trainer.optim.averages import averaged, kept
+from trainer.kernels.operands import Numbers, Operands, Rule
+from trainer.optim.averages import averaged, kept, kept_scalars
 from trainer.optim.elementwise import Elementwise
 from trainer.optim.groups import trainable
 from trainer.optim.params import MomoAdamParams, MomoParams, TruncatedParams
-from trainer.optim.truncation import closure_loss, truncated_step
+from trainer.optim.truncation import closure_loss, inner_products, truncated_step
 
 _SHARED = "model"
 """Key of the state that belongs to no single weight."""
@@ -67,7 +67,14 @@ class _Share:
 
 
 class Momo(Elementwise):
-    """MoMo: 4 bytes of state per fp32 weight; a step makes two temporary copies of the weights."""
+    """MoMo: 4 bytes of state per fp32 weight.
+
+    The kernel moves 28 bytes a weight, in one launch before the sums are known and one after. In
+    torch a step makes two copies of the weights.
+    """
+
+    _RULE: ClassVar[Rule] = "momo"
+    _STATES: ClassVar[tuple[str, ...]] = ("exp_avg",)
 
     def __init__(
         self,
@@ -77,10 +84,11 @@ class Momo(Elementwise):
         beta: float,
         from_zero: bool,
         divide: bool = True,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__(weights, {"lr": params.lr, "weight_decay": params.weight_decay})
         self._params, self._beta = params, beta
-        self._from_zero, self._divide = from_zero, divide
+        self._from_zero, self._divide, self.backend = from_zero, divide, backend
         self._loss: Any = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -98,7 +106,18 @@ class Momo(Elementwise):
 
     def _operands(self, group: dict[str, Any]) -> Operands:
         weights = [weight for weight in group["params"] if weight.grad is not None]
-        return Operands(weights, [weight.grad for weight in weights])
+        steps = kept_scalars(self.state, "step", weights)
+        gradients = [weight.grad for weight in weights]
+        if self.backend == "torch":
+            # There an average that is not yet kept starts at its first value.
+            return Operands(weights, gradients, steps=steps)
+        return Operands(
+            weights,
+            gradients,
+            [kept(self.state, key, weights, weights, from_zero=True) for key in self._STATES],
+            steps,
+            kept_scalars(self.state, "inner_avg", weights),
+        )
 
     def _step_torch(self, groups: Sequence[Operands], clip_factor: Tensor | None) -> None:
         parts = [
@@ -117,10 +136,40 @@ class Momo(Elementwise):
         """Advance the averages; return d / D and the group's share of the model."""
         weights, gradients = operands.weights, clipped(operands.gradients, clip_factor)
         means = self._average("exp_avg", weights, gradients)
-        offsets = self._average("inner_avg", weights, _inner(gradients, weights))
-        directions = self._directions(weights, gradients, means)
-        sums = (offsets, _inner(means, weights), _inner(means, directions))
-        return directions, _Share.of(group, *(torch.stack(parts).sum() for parts in sums))
+        inner = list(inner_products(gradients, weights).unbind())
+        offsets = torch.stack(self._average("inner_avg", weights, inner))
+        torch._foreach_add_(list(operands.steps), 1)
+        directions = self._directions(operands, gradients, means)
+        sums = (offsets, inner_products(means, weights), inner_products(means, directions))
+        return directions, _Share.of(group, *(part.sum() for part in sums))
+
+    def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:
+        from trainer.kernels.elementwise_triton import step_chunks
+        from trainer.kernels.numbers_triton import count_steps, momo_totals
+
+        parts = [
+            (group, part, self._numbers(group))
+            for group, part in zip(self.param_groups, plan.parts, strict=True)
+            if part.slots
+        ]
+        shares = []
+        for group, part, numbers in parts:
+            count_steps(self._RULE, plan, part, numbers)
+            step_chunks(self._RULE, plan, part, numbers, clip_factor, phase="sums")
+            totals = momo_totals(plan, part)
+            shares.append(_Share.of(group, totals[0], totals[1], totals[2]))
+        size = self._size(shares)
+        for _, part, numbers in parts:
+            step_chunks(self._RULE, plan, part, numbers, None, phase="apply", length=size)
+
+    def _numbers(self, group: dict[str, Any]) -> Numbers:
+        return Numbers(
+            group["lr"],
+            group["weight_decay"],
+            self._beta,
+            from_zero=self._from_zero,
+            divide=self._divide,
+        )
 
     def _size(self, shares: list[_Share]) -> Tensor:
         """Return the step in units of each group's learning rate, and learn from the loss."""
@@ -181,7 +230,7 @@ class Momo(Elementwise):
 
     def _directions(
         self,
-        weights: list[Tensor],  # noqa: ARG002 - of the Adam form
+        operands: Operands,  # noqa: ARG002 - of the Adam form
         gradients: list[Tensor],  # noqa: ARG002
         means: list[Tensor],
     ) -> list[Tensor]:
@@ -193,83 +242,46 @@ class Momo(Elementwise):
 
 
 class MomoAdam(Momo):
-    """MoMo-Adam: 8 bytes of state per fp32 weight.
+    """MoMo-Adam: 8 bytes of state per fp32 weight; the kernel moves 40, torch makes 3 copies."""
 
-    The kernel moves 40 bytes a weight, in one launch before the sums are known and one after. In
-    torch a step makes three copies of the weights.
-    """
+    _RULE: ClassVar[Rule] = "momo-adam"
+    _STATES: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self, weights: Iterable[Any], params: MomoAdamParams, backend: Backend = "torch"
     ) -> None:
         beta, self._beta2 = params.betas
-        super().__init__(weights, params, beta=beta, from_zero=True, divide=params.divide)
-        self._eps, self.backend = params.eps, backend
-
-    def _operands(self, group: dict[str, Any]) -> Operands:
-        weights = [weight for weight in group["params"] if weight.grad is not None]
-        for weight in weights:
-            state = self.state[weight]
-            if not state:
-                wide = torch.promote_types(weight.dtype, torch.float32)
-                state["step"] = torch.zeros((), device=weight.device)
-                state["inner_avg"] = torch.zeros((), device=weight.device, dtype=wide)
-        return Operands(
-            weights,
-            [weight.grad for weight in weights],
-            [
-                kept(self.state, key, weights, weights, from_zero=True)
-                for key in ("exp_avg", "exp_avg_sq")
-            ],
-            [self.state[weight]["step"] for weight in weights],
-            [self.state[weight]["inner_avg"] for weight in weights],
+        self._eps = params.eps
+        super().__init__(
+            weights, params, beta=beta, from_zero=True, divide=params.divide, backend=backend
         )
 
     def _directions(
-        self, weights: list[Tensor], gradients: list[Tensor], means: list[Tensor]
+        self, operands: Operands, gradients: list[Tensor], means: list[Tensor]
     ) -> list[Tensor]:
         squares = list(torch._foreach_mul(gradients, gradients))
-        averages = averaged(self.state, "exp_avg_sq", weights, squares, self._beta2, from_zero=True)
-        counts = [self.state[weight]["step"] for weight in weights]
-        torch._foreach_add_(counts, 1)
-        corrections = 1 - self._beta2 ** torch.stack(counts).double()
+        weights, beta = operands.weights, self._beta2
+        averages = averaged(self.state, "exp_avg_sq", weights, squares, beta, from_zero=True)
+        corrections = 1 - beta ** torch.stack(list(operands.steps)).double()
         scales = torch._foreach_div(averages, corrections.unbind())
         torch._foreach_sqrt_(scales)
         torch._foreach_add_(scales, self._eps)
         return list(torch._foreach_div(means, scales))
 
-    def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:
-        from trainer.kernels.elementwise_triton import count_steps, momo_totals, step_chunks
-
-        parts = [
-            (group, part, self._numbers(group))
-            for group, part in zip(self.param_groups, plan.parts, strict=True)
-            if part.slots
-        ]
-        shares = []
-        for group, part, numbers in parts:
-            count_steps("momo-adam", plan, part, numbers)
-            step_chunks("momo-adam", plan, part, numbers, clip_factor, phase="averages")
-            totals = momo_totals(plan, part, numbers)
-            shares.append(_Share.of(group, totals[0], totals[1], totals[2]))
-        size = self._size(shares)
-        for _, part, numbers in parts:
-            step_chunks("momo-adam", plan, part, numbers, None, phase="apply", length=size)
-
     def _numbers(self, group: dict[str, Any]) -> Numbers:
-        return Numbers(
-            group["lr"],
-            group["weight_decay"],
-            self._beta,
-            self._beta2,
-            self._eps,
-            divide=self._divide,
-        )
+        return replace(super()._numbers(group), beta2=self._beta2, eps=self._eps)
 
 
 def build_momo(model: nn.Module, params: MomoParams) -> Momo:
-    """Build momo or momo-star."""
-    return Momo(trainable(model), params, beta=params.beta, from_zero=params.bias_correction)
+    """Build momo or momo-star.
+
+    Raises:
+        UserError: the Triton backend is asked for and cannot work.
+    """
+    weights = trainable(model)
+    backend = choose_backend(params.backend, weights)
+    from_zero = params.bias_correction
+    return Momo(weights, params, beta=params.beta, from_zero=from_zero, backend=backend)
 
 
 def build_momo_adam(model: nn.Module, params: MomoAdamParams) -> MomoAdam:
@@ -280,10 +292,3 @@ def build_momo_adam(model: nn.Module, params: MomoAdamParams) -> MomoAdam:
     """
     weights = trainable(model)
     return MomoAdam(weights, params, choose_backend(params.backend, weights))
-
-
-def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
-    """Return the inner product of each pair, summed in at least fp32."""
-    products = torch._foreach_mul(list(left), list(right))
-    wide = torch.promote_types(products[0].dtype, torch.float32)
-    return [product.sum(dtype=wide) for product in products]

@@ -31,8 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from trainer.kernels import choose_backend
+from trainer.kernels.adam import clipped
+from trainer.kernels.layout import laid_out_alike
+from trainer.kernels.symmetric import Choice
 from trainer.optim.averages import averaged, kept
 from trainer.optim.batches import polar_factors
+from trainer.optim.clipping import FoldsClip
 from trainer.optim.groups import split_parameters
 from trainer.optim.params import MuonTorchParams, NorMuonParams
 from trainer.optim.scaling import add_scaled, decay_weights
@@ -41,11 +46,19 @@ ADAMW_RMS = 0.2
 """Root mean square of an AdamW update, roughly (arXiv 2502.16982)."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(FoldsClip):
     """Groups with ``norm`` spectral or adamw: 4 or 8 bytes of state per fp32 weight."""
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+        backend: Choice = "auto",
+    ) -> None:
+        """Take the groups as they are; ``backend`` is of the polar factors' products on CUDA."""
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._choice = backend
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -54,23 +67,31 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        clip_factor = self._take_clip_factor()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights and group["norm"] == "spectral":
-                self._step_matrices(group, weights)
+                self._step_matrices(group, weights, clip_factor)
             elif weights:
-                self._step_rest(group, weights)
+                self._step_rest(group, weights, clip_factor)
         return loss
 
-    def _step_matrices(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def _step_matrices(
+        self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
+    ) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
+        gradients = clipped(gradients, clip_factor)
         momentum = group["momentum"]
         momenta = averaged(
             self.state, "momentum_buffer", weights, gradients, momentum, from_zero=True
         )
         if group["nesterov"]:
-            momenta = list(torch._foreach_lerp(gradients, momenta, momentum))
-        factors = polar_factors(momenta, group["polar"], group["ns_steps"], gptopt_compat=False)
+            if clip_factor is None:
+                momenta = list(torch._foreach_lerp(gradients, momenta, momentum))
+            else:  # they are a copy that nothing else needs
+                torch._foreach_lerp_(gradients, momenta, momentum)
+                momenta = gradients
+        factors = polar_factors(momenta, group["polar"], group["ns_steps"], False, self._choice)
         updates = self._updates(group, weights, factors)
         decay_weights(weights, group["lr"], group["weight_decay"])
         add_scaled(weights, updates, -group["lr"])
@@ -80,16 +101,23 @@ class Muon(torch.optim.Optimizer):
     ) -> list[Tensor]:
         """Return what the weights move by at a learning rate of 1."""
         sizes = [learning_rate_factor(group["adjust_lr_fn"], w.shape) for w in weights]
-        return list(torch._foreach_mul(factors, sizes))
+        if any(size != 1 for size in sizes):
+            torch._foreach_mul_(factors, sizes)
+        return factors
 
-    def _step_rest(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def _step_rest(
+        self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
+    ) -> None:
+        gradients = [
+            laid_out_alike(weight, weight.grad) for weight in weights if weight.grad is not None
+        ]
         for weight in weights:
             if "step" not in self.state[weight]:
                 self.state[weight]["step"] = torch.zeros((), device=weight.device)
         (beta1, beta2), lr = group["betas"], group["lr"]
         adamw(
             weights,
-            [weight.grad for weight in weights if weight.grad is not None],
+            clipped(gradients, clip_factor),
             kept(self.state, "exp_avg", weights, weights, from_zero=True),
             kept(self.state, "exp_avg_sq", weights, weights, from_zero=True),
             [],
@@ -138,7 +166,11 @@ def learning_rate_factor(rule: str, shape: torch.Size) -> float:
 
 
 def build_muon(model: nn.Module, params: MuonTorchParams | NorMuonParams) -> Muon:
-    """Build muon-torch or normuon."""
+    """Build muon-torch or normuon.
+
+    Raises:
+        UserError: the Triton backend is asked for and cannot work.
+    """
     split = split_parameters(model, params)
     matrices: dict[str, Any] = {
         "params": list(split.matrices.values()),
@@ -161,4 +193,5 @@ def build_muon(model: nn.Module, params: MuonTorchParams | NorMuonParams) -> Muo
         matrices["adjust_lr_fn"] = params.adjust_lr_fn
     groups = [group for group in (matrices, rest) if group["params"]]
     kind = NorMuon if isinstance(params, NorMuonParams) else Muon
-    return kind(groups, params.lr, params.weight_decay)
+    choose_backend(params.backend, split.matrices.values())
+    return kind(groups, params.lr, params.weight_decay, params.backend)

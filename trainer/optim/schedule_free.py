@@ -21,20 +21,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainer.kernels import Backend, choose_backend
+from trainer.kernels.chunks import Plan
+from trainer.kernels.operands import Numbers
 from trainer.optim.averages import kept
-from trainer.optim.counted import CountedOptimizer
+from trainer.optim.counted import CountedElementwise
 from trainer.optim.groups import trainable
 from trainer.optim.params import ScheduleFreeParams
 from trainer.optim.scaling import Number, add_scaled, move_towards
 
 
-class ScheduleFreeAdamW(CountedOptimizer):
-    """8 bytes of state per fp32 weight, and 4 more between :meth:`eval` and :meth:`train`."""
+class ScheduleFreeAdamW(CountedElementwise):
+    """8 bytes of state per fp32 weight, and 4 more between :meth:`eval` and :meth:`train`.
+
+    The kernel moves 28 bytes a weight.
+    """
 
     COUNTERS: ClassVar[tuple[str, ...]] = ("step", "weight_sum")
 
-    def __init__(self, weights: Any, params: ScheduleFreeParams) -> None:
-        super().__init__(weights, params.lr, params.weight_decay)
+    def __init__(
+        self, weights: Any, params: ScheduleFreeParams, backend: Backend = "torch"
+    ) -> None:
+        super().__init__(weights, params, backend)
         self._params = params
         self._stashed: dict[Tensor, Tensor] | None = None
 
@@ -96,12 +104,30 @@ class ScheduleFreeAdamW(CountedOptimizer):
         moves = list(torch._foreach_div(gradients, roots))
         if group["weight_decay"]:
             torch._foreach_add_(moves, weights, alpha=group["weight_decay"])
-        bases = kept(self.state, "z", weights, weights, from_zero=False)
+        bases = self._bases(weights)
         size = group["lr"] * (1 - beta2**step) ** 0.5 * _warmth(step, p.warmup_steps)
         share = _share(size, self._add("weight_sum", weights, size**2))
         move_towards(weights, bases, share)
         add_scaled(weights, moves, -size * (1 - beta1 * (1 - share)))
         add_scaled(bases, moves, -size)
+
+    def _bases(self, weights: list[Tensor]) -> list[Tensor]:
+        """Return z."""
+        return kept(self.state, "z", weights, weights, from_zero=False)
+
+    def _states(self, group: dict[str, Any], weights: list[Tensor]) -> list[list[Tensor]]:  # noqa: ARG002
+        return [self._bases(weights), self._zeros("exp_avg_sq", weights)]
+
+    def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:
+        from trainer.kernels.elementwise_triton import step_chunks
+        from trainer.kernels.numbers_triton import free_shares
+
+        p = self._params
+        for group, part in zip(self.param_groups, plan.parts, strict=True):
+            if part.slots:
+                numbers = Numbers(group["lr"], group["weight_decay"], *p.betas, p.eps)
+                free_shares(plan, part, numbers, pace=1 / (p.warmup_steps or 1))
+                step_chunks("schedule-free", plan, part, numbers, clip_factor)
 
     def _refuse_evaluated(self, call: str) -> None:
         if self._stashed is not None:
@@ -109,8 +135,13 @@ class ScheduleFreeAdamW(CountedOptimizer):
 
 
 def build_schedule_free(model: nn.Module, params: ScheduleFreeParams) -> ScheduleFreeAdamW:
-    """Build schedule-free-adamw."""
-    return ScheduleFreeAdamW(trainable(model), params)
+    """Build schedule-free-adamw.
+
+    Raises:
+        UserError: the Triton backend is asked for and cannot work.
+    """
+    weights = trainable(model)
+    return ScheduleFreeAdamW(weights, params, choose_backend(params.backend, weights))
 
 
 def _warmth(step: Number, steps: int) -> Number:

@@ -95,7 +95,7 @@ class SignDescent(Elementwise):
                 step_chunks(self._rule, plan, part, numbers, clip_factor)
             return
         for part, numbers in parts:
-            step_chunks(self._rule, plan, part, numbers, clip_factor, phase="averages")
+            step_chunks(self._rule, plan, part, numbers, clip_factor, phase="sums")
         length = plan.chunk_sums[:, 0].sum()
         for part, numbers in parts:
             step_chunks(self._rule, plan, part, numbers, clip_factor, phase="apply", length=length)

@@ -1,6 +1,6 @@
-"""Compile every kernel for a GPU that need not be there: compile_kernels.py CAPABILITY DIRECTORY.
+"""Compile every kernel for GPUs that need not be there: compile_kernels.py DIRECTORY CAPABILITY...
 
-Leaves NAME.ptx of each and what the assembler says of it, NAME.txt.
+Leaves CAPABILITY/NAME.ptx of each and what the assembler says of it, NAME.txt.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from triton.compiler import ASTSource
 
 from trainer.kernels import elementwise_triton as elementwise
 from trainer.kernels import norm_triton as norm
+from trainer.kernels import numbers_triton as numbers
 from trainer.kernels.chunks import BLOCK, CHUNK, CHUNK_COLUMNS, SLOT_COLUMNS, SUMS
 
 
@@ -60,31 +60,51 @@ def step(rule: str, phase: str = "whole", *, lr_in_memory: bool = False) -> Kern
     )
 
 
-def corrections(*, nadam: bool) -> Kernel:
-    return Kernel(
-        elementwise.corrections_kernel,
-        {**TABLES, "corrections": "*fp32", "first_slot": "i32", "count": "i32"},
-        {"NADAM": nadam, "BLOCK": 256, "SLOT_COLUMNS": SLOT_COLUMNS},
-    )
+SLOTS = {**TABLES, "corrections": "*fp32", "first_slot": "i32", "count": "i32"}
+SLOT_LAYOUT = {"BLOCK": 256, "SLOT_COLUMNS": SLOT_COLUMNS}
+SUMMED = {
+    **TABLES,
+    **dict.fromkeys(("sums", "totals", "corrections"), "*fp32"),
+    "first_slot": "i32",
+}
+SUM_LAYOUT = {**SLOT_LAYOUT, "SUMS": SUMS}
+
+
+def corrections(rule: str, *, from_zero: bool = True, wide: bool = False) -> Kernel:
+    constants = {"RULE": rule, "FROM_ZERO": from_zero, "WIDE": wide}
+    return Kernel(numbers.corrections_kernel, SLOTS, {**SLOT_LAYOUT, **constants})
+
+
+def free(*, lr_in_memory: bool) -> Kernel:
+    types = {**SLOTS, "lr": "*fp32" if lr_in_memory else "fp32"}
+    return Kernel(numbers.free_kernel, types, {**SLOT_LAYOUT, "LR_IN_MEMORY": lr_in_memory})
 
 
 KERNELS: dict[str, Kernel] = {
     **{rule: step(rule) for rule in ("adam", "adamw", "nadam", "nadamw", "lion", "sign")},
     "sign-nesterov": step("sign-nesterov"),
     "adamw-lr-in-memory": step("adamw", lr_in_memory=True),
-    "sign-averages": step("sign", "averages"),
-    "sign-nesterov-averages": step("sign-nesterov", "averages"),
+    "ademamix": step("ademamix"),
+    "mars": step("mars"),
+    "mars-sums": step("mars", "sums"),
+    "schedule-free": step("schedule-free"),
+    "sign-sums": step("sign", "sums"),
+    "sign-nesterov-sums": step("sign-nesterov", "sums"),
     "sign-apply": step("sign", "apply"),
     "sign-nesterov-apply": step("sign-nesterov", "apply"),
-    "momo-adam-averages": step("momo-adam", "averages"),
+    "momo-sums": step("momo", "sums"),
+    "momo-apply": step("momo", "apply"),
+    "momo-adam-sums": step("momo-adam", "sums"),
     "momo-adam-apply": step("momo-adam", "apply"),
-    "corrections": corrections(nadam=False),
-    "corrections-nadam": corrections(nadam=True),
-    "totals": Kernel(
-        elementwise.totals_kernel,
-        {**TABLES, "sums": "*fp32", "totals": "*fp32", "first_slot": "i32"},
-        {"BLOCK": 256, "SLOT_COLUMNS": SLOT_COLUMNS, "SUMS": SUMS},
-    ),
+    "corrections": corrections("adamw"),
+    "corrections-nadam": corrections("nadam"),
+    "corrections-mars": corrections("mars", wide=True),
+    "corrections-momo": corrections("momo", from_zero=False),
+    "slow": Kernel(numbers.slow_kernel, SLOTS, SLOT_LAYOUT),
+    "free": free(lr_in_memory=False),
+    "free-lr-in-memory": free(lr_in_memory=True),
+    "totals": Kernel(numbers.totals_kernel, SUMMED, SUM_LAYOUT),
+    "clip": Kernel(numbers.clip_kernel, SUMMED, SUM_LAYOUT),
     "squares": Kernel(norm.squares_kernel, {**TABLES, "squares": "*fp32"}, CHUNKED),
     "factor": Kernel(
         norm.factor_kernel,
@@ -124,13 +144,14 @@ def assembled(ptx: Path, capability: int) -> str:
     return told.stderr
 
 
-def main(capability: int, directory: Path) -> Iterator[str]:
+def main(directory: Path, capability: int) -> None:
+    directory.mkdir()
     for name, kernel in KERNELS.items():
         ptx = directory / f"{name}.ptx"
         ptx.write_text(compiled(kernel, capability))
         (directory / f"{name}.txt").write_text(assembled(ptx, capability))
-        yield name
 
 
 if __name__ == "__main__":
-    list(main(int(sys.argv[1]), Path(sys.argv[2])))
+    for wanted in sys.argv[2:]:
+        main(Path(sys.argv[1]) / wanted, int(wanted))

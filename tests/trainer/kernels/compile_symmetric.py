@@ -18,23 +18,32 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from trainer.kernels.symmetric_triton import TILINGS, symmetric_kernel
+from trainer.kernels.symmetric_triton import symmetric_kernel, tiling_of
 
 capability, directory = int(sys.argv[1]), Path(sys.argv[2])
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 POINTERS = 3
-# What changes the generated code: dtypes, which way x lies, and whether blocks fit.
+# What changes the generated code: dtypes, which way x lies, whether blocks fit, and the tiling.
 WAYS: dict[str, dict[str, Any]] = {
     "wide": {"x": torch.bfloat16, "out": torch.bfloat16, "x_column": 1, "HAS_PLUS": False},
     "tall": {"x": torch.bfloat16, "out": torch.bfloat16, "x_row": 1, "HAS_PLUS": False},
     "ragged": {"x": torch.bfloat16, "out": torch.bfloat16, "x_column": 1, "EVEN_M": False},
     "accumulated": {"x": torch.bfloat16, "out": torch.float32, "x_row": 1, "HAS_PLUS": True},
     "fp32": {"x": torch.float32, "out": torch.float32, "x_row": 1, "HAS_PLUS": True},
+    **{
+        f"batch of {batch}": {
+            "x": torch.bfloat16,
+            "out": torch.bfloat16,
+            "x_row": 1,
+            "batch": batch,
+        }
+        for batch in (1, 12)
+    },
 }
 
 
 def compiled(way: dict[str, Any]) -> Any:
-    tiling = TILINGS[way["x"]]
+    tiling = tiling_of(way["x"], way.get("batch", 6), 768)
     even = way.get("EVEN_M", True)
     constants = {
         "HAS_PLUS": way.get("HAS_PLUS", True),

@@ -80,14 +80,28 @@ class AdamOracle:
             x[key] = x[key] - lr * mean / (np.sqrt(self.v[key] / (1 - b2**t)) + self.p.eps)
 
 
-def other_oracles() -> ModuleType:
+class EachOracle:
+    """An oracle of single weights, for all of them."""
+
+    def __init__(self, kind: Any, p: Any) -> None:
+        self.kind, self.p = kind, p
+        self.of: dict[str, Any] = {}
+
+    def step(self, x: dict[str, Array], g: dict[str, Array], lr: float) -> None:
+        for key, gradient in g.items():
+            if key not in self.of:
+                self.of[key] = self.kind(self.p, x[key])
+            x[key] = self.of[key].step(x[key], gradient, lr, self.p.weight_decay)
+
+
+def other_oracles(name: str) -> ModuleType:
     """The other optimizers' formulas, loaded by their path: tests are no package."""
-    path = Path(__file__).parents[1] / "optim" / "oracle.py"
-    spec = importlib.util.spec_from_file_location("oracle", path)
+    path = Path(__file__).parents[1] / "optim" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["oracle"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -95,11 +109,18 @@ def other_oracles() -> ModuleType:
 @pytest.fixture(scope="session")
 def oracle_of() -> Any:
     """A function of an optimizer's parameters that returns its oracle."""
-    others = other_oracles()
+    others, modern = other_oracles("oracle"), other_oracles("oracle_modern")
+    kinds = {
+        "ademamix": modern.AdEMAMix,
+        "mars": modern.Mars,
+        "schedule-free-adamw": modern.ScheduleFree,
+    }
 
     def oracle(p: Any) -> Any:
         if p.name in {"adam", "adamw", "nadam", "nadamw"}:
             return AdamOracle(p.name, p)
+        if p.name in kinds:
+            return EachOracle(kinds[p.name], p)
         return (others.Momo if p.name.startswith("momo") else others.Sign)(p.name, p)
 
     return oracle

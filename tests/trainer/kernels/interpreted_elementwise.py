@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.kernels import AdamWScalars, adamw_step
-from trainer.kernels.chunks import BLOCK, CHUNK
+from trainer.kernels import AdamWScalars, adamw_step, chunks
+from trainer.kernels.chunks import BLOCK
 from trainer.kernels.operands import Slot
 from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.adamw import KernelAdamW
+
+# The interpreter's time goes by blocks: weights of several chunks are to have few.
+CHUNK = chunks.CHUNK = 2 * BLOCK
 
 CASES: list[dict[str, Any]] = [
     {"name": "adam", "betas": [0.9, 0.97], "weight_decay": 0.1},
@@ -28,12 +31,20 @@ CASES: list[dict[str, Any]] = [
     {"name": "sign-gd", "momentum": 0.7, "nesterov": True},
     {"name": "sign-gd-nonlmo", "lr": 1e-5, "weight_decay": 0.1},
     {"name": "sign-gd-nonlmo", "lr": 1e-5, "nesterov": True},
+    {"name": "momo", "weight_decay": 0.1, "lb": 0.5},
+    {"name": "momo-star", "weight_decay": 0.1, "bias_correction": True, "beta": 0.6, "lb": -2.0},
     {"name": "momo-adam", "weight_decay": 0.1, "lb": 0.5},
     {"name": "momo-adam", "weight_decay": 0.1, "divide": False, "lr": 1e-3},
     {"name": "momo-adam-star", "weight_decay": 0.1, "lb": -2.0},
+    {"name": "ademamix", "weight_decay": 0.1, "alpha_warmup": 3, "beta3_warmup": 4},
+    {"name": "ademamix", "betas": [0.0, 0.5], "beta3": 0.0, "eps": 1e-3},
+    {"name": "mars", "weight_decay": 0.1},
+    {"name": "mars", "optimize_1d": True, "gamma": 0.5},
+    {"name": "schedule-free-adamw", "weight_decay": 0.1, "warmup_steps": 3},
 ]
+ONE_OF_EACH_FAMILY = [CASES[i] for i in (1, 5, 9, 10, 14, 15, 18, 19)]
 HYPER: dict[str, Any] = {"lr": 3e-2, "betas": (0.9, 0.97), "eps": 1e-8, "weight_decay": 0.1}
-SHAPES = [(1,), (BLOCK,), (BLOCK + 1,), (BLOCK - 1,), (CHUNK + 3,), (7, 5), (), (0,), (3, 4, 5)]
+SHAPES = [(CHUNK // 2 + 3, 2), (BLOCK,), (7, 5), (), (0,)]
 LOSSES = (4.0, 2.0, 1.0, 6.0)
 
 
@@ -78,7 +89,7 @@ def assert_alike(ours: nn.Module, theirs: nn.Module, tolerance: float = 1e-5) ->
 
 
 @pytest.mark.parametrize(
-    ("values", "clip"), [*((values, 0.5) for values in CASES), (CASES[1], None)], ids=str
+    ("values", "clip"), [*((values, 20.0) for values in CASES), (CASES[1], None)], ids=str
 )
 def test_a_step_is_the_oracles_and_the_twins(
     values: dict[str, Any], clip: float | None, oracle_of: Any
@@ -95,7 +106,8 @@ def test_a_step_is_the_oracles_and_the_twins(
         g = {name: w.grad.double().numpy() for name, w in named.items() if w.grad is not None}
         norm = np.sqrt(sum((each**2).sum() for each in g.values()))
         for optimizer in (ours, twin):
-            optimizer.param_groups[0]["lr"] = params.lr * factor
+            for group in optimizer.param_groups:
+                group["lr"] = params.lr * factor
             if clip is not None:
                 told = optimizer.clip_grad_norm(clip)
                 np.testing.assert_allclose(told.item(), norm, rtol=1e-6)
@@ -107,7 +119,7 @@ def test_a_step_is_the_oracles_and_the_twins(
     for name, weight in named.items():
         expected = torch.from_numpy(np.asarray(x[name]))
         torch.testing.assert_close(weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
-    if "adam" in params.name or params.name == "lion":
+    if params.name in {"adam", "adamw", "nadam", "nadamw", "momo-adam", "lion"}:
         state = oracle.b if params.name == "lion" else getattr(oracle, "m", None) or oracle.d
         for name, weight in named.items():
             mean = ours.state[weight]["exp_avg"].double()
@@ -116,58 +128,56 @@ def test_a_step_is_the_oracles_and_the_twins(
     assert_alike(model, twin_model)
 
 
+def in_groups(model: nn.Module, values: dict[str, Any], backend: str) -> Any:
+    """An optimizer of several groups, of which one is empty and one has numbers of its own."""
+    optimizer = build(model, values, backend)
+    group = optimizer.param_groups[-1]
+    moved = {**group, "lr": group["lr"] / 2, "weight_decay": 0.3}
+    moved["params"], group["params"] = group["params"][2:], group["params"][:2]
+    optimizer.add_param_group({**moved, "params": []})
+    optimizer.add_param_group(moved)
+    return optimizer
+
+
 @pytest.mark.parametrize("values", CASES, ids=str)
-def test_groups_and_absent_gradients_are_the_twins(values: dict[str, Any]) -> None:
-    shapes = [(17, 9), (5,), (33,), (), (3,)]
+def test_groups_and_absent_gradients_are_the_twins_across_checkpoints(
+    values: dict[str, Any],
+) -> None:
+    shapes = [(17, 9), (5,), (), (3,)]
     models = Weights(shapes), Weights(shapes)
-    for model, backend in zip(models, ("triton", "twin"), strict=True):
-        optimizer = build(model, values, backend)
-        [group] = optimizer.param_groups
-        moved = {**group, "lr": group["lr"] / 2, "weight_decay": 0.3}
-        moved["params"], group["params"] = group["params"][3:], group["params"][:3]
-        optimizer.add_param_group({**moved, "params": []})
-        optimizer.add_param_group(moved)
-        train(model, optimizer, range(4), clip=0.7)
+    ours = in_groups(models[0], values, "triton")
+    twin = in_groups(models[1], values, "twin")
+    train(models[1], twin, range(4), clip=1.5)
+    for steps, backend in ((range(2), "torch"), (range(2, 3), "triton"), (range(3, 4), "torch")):
+        train(models[0], ours, steps, clip=1.5)
+        saved = copy.deepcopy(ours.state_dict())
+        ours = in_groups(models[0], values, backend)
+        ours.load_state_dict(saved)
     assert_alike(*models)
 
 
-@pytest.mark.parametrize("values", CASES, ids=str)
-@pytest.mark.parametrize("first", ["torch", "triton"])
-def test_a_checkpoint_of_one_backend_continues_under_the_other(
-    values: dict[str, Any], first: str
-) -> None:
-    shapes = [(17, 9), (5,), (3,)]
-    undisturbed, model = Weights(shapes), Weights(shapes)
-    train(undisturbed, build(undisturbed, values, "torch"), range(6))
-    before = build(model, values, first)
-    train(model, before, range(3))
-    after = build(model, values, "triton" if first == "torch" else "torch")
-    after.load_state_dict(copy.deepcopy(before.state_dict()))
-    train(model, after, range(3, 6))
-    assert_alike(model, undisturbed)
-
-
-@pytest.mark.parametrize("values", [CASES[1], CASES[8], CASES[12]], ids=str)
+@pytest.mark.parametrize("values", [CASES[1], CASES[8], CASES[14], CASES[17]], ids=str)
 def test_two_runs_agree_to_the_bit(values: dict[str, Any]) -> None:
     models = Weights([(17, 9), (CHUNK + 1,)]), Weights([(17, 9), (CHUNK + 1,)])
     for model in models:
-        train(model, build(model, values), range(2), clip=0.7)
+        train(model, build(model, values), range(2), clip=7.0)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("values", [CASES[1], CASES[4], CASES[8], CASES[12]], ids=str)
+@pytest.mark.parametrize("values", ONE_OF_EACH_FAMILY, ids=str)
 def test_a_rate_in_the_devices_memory_is_read_there(values: dict[str, Any]) -> None:
-    models = Weights([(17, 9), (BLOCK + 1,)]), Weights([(17, 9), (BLOCK + 1,)])
+    models = Weights([(17, 9), (3,)]), Weights([(17, 9), (3,)])
     rate = torch.tensor(0.02 if "lr" not in values else 2e-5)
     for model, lr in zip(models, (rate, rate.item()), strict=True):
         optimizer = build(model, values)
-        optimizer.param_groups[0]["lr"] = lr
-        train(model, optimizer, range(3))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        train(model, optimizer, range(2))
     assert_alike(*models, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("values", [CASES[0], CASES[3], CASES[5], CASES[9], CASES[12]], ids=str)
+@pytest.mark.parametrize("values", ONE_OF_EACH_FAMILY, ids=str)
 def test_gradients_and_weights_in_another_order_or_off_alignment(values: dict[str, Any]) -> None:
     def weights() -> Weights:
         model = Weights([])
@@ -188,7 +198,7 @@ def test_gradients_and_weights_in_another_order_or_off_alignment(values: dict[st
     assert_alike(*models)
 
 
-@pytest.mark.parametrize("values", CASES, ids=str)
+@pytest.mark.parametrize("values", ONE_OF_EACH_FAMILY, ids=str)
 def test_a_step_changes_nothing_beside_its_tensors(values: dict[str, Any]) -> None:
     memory, gradients = random((BLOCK + 40,), 0), random((BLOCK + 40,), 1)
     before = memory.clone(), gradients.clone()
@@ -206,7 +216,7 @@ def test_a_step_changes_nothing_beside_its_tensors(values: dict[str, Any]) -> No
 
 # The interpreter computes in numpy, which warns of inf / inf.
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "nadamw", "lion", "sign-gd"])
+@pytest.mark.parametrize("name", ["adam", "nadamw", "ademamix", "lion", "sign-gd"])
 def test_a_non_finite_gradient_stays_with_its_own_number(name: str) -> None:
     model = Weights([(BLOCK + 9,)])
     model.all[0].grad = random((BLOCK + 9,), 1)
@@ -217,7 +227,17 @@ def test_a_non_finite_gradient_stays_with_its_own_number(name: str) -> None:
     key = "momentum_buffer" if name == "sign-gd" else "exp_avg"
     lost = optimizer.state[model.all[0]][key].isnan().nonzero().flatten()
     assert lost.equal(torch.tensor([3, BLOCK + 2]))
-    assert model.all[0].isnan().sum() == (2 if "adam" in name else 0)
+    assert model.all[0].isnan().sum() == (0 if name in {"lion", "sign-gd"} else 2)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_mars_loses_a_weight_whose_gradient_is_not_finite_and_no_other() -> None:
+    model = Weights([(BLOCK, 2), (3, 1)])
+    set_gradients(model, 0)
+    model.all[0].grad[2, 1] = float("nan")
+    build(model, {"name": "mars"}).step()
+    assert model.all[0].isnan().all()
+    assert model.all[1].isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")

@@ -15,11 +15,11 @@ import triton.language as tl
 from trainer.kernels.gram import gram_by_parts
 from trainer.kernels.symmetric import symmetric_product
 from trainer.kernels.symmetric_triton import (
-    TILINGS,
     Tiling,
     _tile,
     gram_parts_triton,
     symmetric_product_triton,
+    tiling_of,
 )
 from trainer.optim import batches
 from trainer.optim.polar import coefficients
@@ -129,7 +129,7 @@ def test_the_result_is_symmetric_to_the_bit_across_tiles_and_twice_the_same() ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_public_call_uses_the_kernel_with_its_own_tiling(dtype: torch.dtype) -> None:
-    side = TILINGS[dtype].block + 9
+    side = tiling_of(dtype, 1, 1).block + 9
     x = random(1, side, 20, dtype=dtype)
     twin = symmetric_product(x.float(), alpha=0.5, diagonal=1.0, backend="torch")
     ours = symmetric_product(x, alpha=0.5, diagonal=1.0, backend="triton")
@@ -172,3 +172,15 @@ def test_one_matrix_that_is_not_finite_leaves_the_others_alone() -> None:
     out = symmetric_product(x, backend="triton")
     assert out[0].isnan().any()
     torch.testing.assert_close(out[1:].double(), exact(x[1:]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "block", "warps", "stages"),
+    [(1, 512, 64, 4, 4), (6, 768, 128, 8, 4), (12, 768, 128, 8, 3), (24, 768, 128, 8, 3)],
+)
+def test_the_tiling_follows_from_how_many_tiles_there_are(
+    batch: int, rows: int, block: int, warps: int, stages: int
+) -> None:
+    tiling = tiling_of(torch.bfloat16, batch, rows)
+    assert (tiling.block, tiling.warps, tiling.stages) == (block, warps, stages)
+    assert tiling_of(torch.float32, batch, rows).block == 64

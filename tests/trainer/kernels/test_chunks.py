@@ -24,7 +24,7 @@ def test_chunks_cover_every_number_once(sizes: list[int], split: int) -> None:
     slots, covered = plan.slots.tolist(), [0] * len(sizes)
     for slot, index in plan.chunks.tolist():
         assert index * CHUNK == covered[slot]
-        covered[slot] += min(CHUNK, slots[slot][6] - covered[slot])
+        covered[slot] += min(CHUNK, slots[slot][7] - covered[slot])
     assert covered == sizes
     assert [row[0] for row in slots] == [weight.data_ptr() for weight in weights]
 
@@ -45,14 +45,14 @@ def test_a_groups_part_is_its_weights_and_their_chunks(sizes: list[int], split: 
 
 def test_a_weights_row_says_which_chunks_are_its() -> None:
     plan = of_groups([torch.zeros(CHUNK + 1), torch.zeros(0), torch.zeros(5)])
-    assert plan.slots[:, 8].tolist() == [0, 2, 2]
-    assert plan.slots[:, 9].tolist() == [2, 0, 1]
+    assert plan.slots[:, 9].tolist() == [0, 2, 2]
+    assert plan.slots[:, 10].tolist() == [2, 0, 1]
 
 
 def test_a_tensor_off_16_bytes_is_read_number_by_number() -> None:
     memory = torch.zeros(2 * BLOCK + 1)
     plan = of_groups([memory[: 2 * BLOCK], memory[1:]])
-    assert plan.slots[:, 7].tolist() == [1, 0]
+    assert plan.slots[:, 8].tolist() == [1, 0]
 
 
 def test_chunks_are_kept_where_only_addresses_change() -> None:

@@ -64,7 +64,8 @@ def test_the_kernel_compiles_to_tensor_cores_without_spills(
     )
     assert done.returncode == 0, done.stderr
     compiled = {path.stem: path.read_text() for path in tmp_path.glob("*.ptx")}
-    assert set(compiled) == {"wide", "tall", "ragged", "accumulated", "fp32"}
+    batches = {f"batch of {batch}" for batch in (1, 12)}
+    assert set(compiled) == {"wide", "tall", "ragged", "accumulated", "fp32", *batches}
     for name, ptx in compiled.items():
         told = (tmp_path / f"{name}.txt").read_text()
         assert f".target sm_{capability}" in ptx

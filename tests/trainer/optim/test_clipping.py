@@ -10,6 +10,7 @@ import torch
 
 from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.clipping import FoldsClip
+from trainer.optim.params import REGISTRY
 
 NAMES = (
     "sgd",
@@ -26,6 +27,16 @@ NAMES = (
     "momo-star",
     "momo-adam",
     "momo-adam-star",
+    "muon",
+    "scion",
+    "muon-momo",
+    "muonmax-momo",
+    "muon-torch",
+    "normuon",
+    "soap",
+    "ademamix",
+    "mars",
+    "schedule-free-adamw",
 )
 
 
@@ -59,14 +70,29 @@ def test_the_clip_is_that_of_torch_and_holds_for_one_step(net: Any, name: str) -
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["adamw", "nadam", "lion", "momo-adam"])
+@pytest.mark.parametrize("name", ["adamw", "nadam", "lion", "momo-adam", "mars"])
 def test_without_gradients_the_norm_is_nought(net: Any, name: str) -> None:
     optimizer = built(net, name)
     assert optimizer.clip_grad_norm(1.0) == 0
     optimizer.step(lambda: 2.0)
 
 
-@pytest.mark.parametrize("name", ["lion", "sign-gd", "momo", "momo-adam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lion",
+        "sign-gd",
+        "momo",
+        "momo-adam",
+        "muon",
+        "muonmax-momo",
+        "muon-torch",
+        "soap",
+        "mars",
+        "ademamix",
+        "schedule-free-adamw",
+    ],
+)
 def test_a_folded_clip_leaves_the_gradients_alone(net: Any, name: str) -> None:
     optimizer = built(net, name)
     set_gradients(net, 0)
@@ -74,3 +100,25 @@ def test_a_folded_clip_leaves_the_gradients_alone(net: Any, name: str) -> None:
     optimizer.clip_grad_norm(1e-3)
     optimizer.step(lambda: 2.0)
     assert torch.equal(net.up.weight.grad, before)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_gradients_of_another_order_in_memory_give_the_same_step(net: Any, name: str) -> None:
+    net.float()
+    twin = copy.deepcopy(net)
+    pairs = [(model, built(model, name)) for model in (net, twin)]
+    for step in range(2):
+        tokens = (torch.arange(20).reshape(4, 5) + step) % 11
+        for model, optimizer in pairs:
+            optimizer.zero_grad()
+            model(tokens).square().mean().backward()
+        for weight in net.parameters():
+            if weight.grad is not None and weight.ndim == 2:
+                weight.grad = weight.grad.T.contiguous().T
+                assert weight.grad.stride() != weight.stride()
+        for _, optimizer in pairs:
+            if step and isinstance(optimizer, FoldsClip):
+                optimizer.clip_grad_norm(1e-2)
+            optimizer.step(lambda: 5.0)
+    for ours, expected in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)

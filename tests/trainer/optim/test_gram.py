@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from trainer.kernels import gram as kernel
-from trainer.optim.gram import PANEL, gram, symmetric
+from trainer.optim.gram import gram, symmetric
+
+PANEL = 128
 
 
 def inputs(count: int, size: int) -> torch.Tensor:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from rundir.errors import UserError
 from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.groups import split_parameters
 from trainer.optim.noneuclidean import polar_factors
@@ -77,3 +83,29 @@ def test_a_model_of_vectors_alone_has_one_group() -> None:
     model = torch.nn.LayerNorm(4)
     optimizer = build_optimizer(model, optimizer_params({"name": "muon"}, ""))
     assert [group["norm"] for group in optimizer.param_groups] == ["adam_inf"]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed: pip install optsweep[triton]",
+)
+def test_the_kernels_step_as_torch_does_in_tritons_interpreter() -> None:
+    here = Path(__file__).parent
+    root = here.parents[2]
+    tests = str(here / "interpreted_spectral.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["muon", "scion", "muonmax-momo", "muon-torch", "normuon"])
+def test_triton_without_a_gpu_is_refused_in_one_line(net: Any, name: str) -> None:
+    params = optimizer_params({"name": name, "backend": "triton"}, "")
+    with pytest.raises(UserError, match=r"^backend = 'triton'; must be auto or torch: .*\Z"):
+        build_optimizer(net, params)

@@ -103,8 +103,8 @@ def test_a_missing_name_is_said() -> None:
         ),
         ({"name": "scion", "polar": "svd"}, "polar = 'svd'; must be one of polar-express, jordan"),
         (
-            {"name": "muon", "backend": "triton"},
-            "backend = 'triton'; must be auto or torch: muon has no Triton kernel",
+            {"name": "soap", "backend": "triton"},
+            "backend = 'triton'; must be auto or torch: soap has no Triton kernel",
         ),
         (
             {"name": "sgd-m", "dampening": 2.0},

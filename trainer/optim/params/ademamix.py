@@ -14,6 +14,7 @@ class AdEMAMixParams(OptimizerParams):
     """AdamW with a second, much slower average of the gradient (arXiv 2409.03137)."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("ademamix",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the fast average of the gradient and of the average of its square; each in

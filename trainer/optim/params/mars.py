@@ -13,6 +13,7 @@ class MarsParams(OptimizerParams):
     """AdamW on gradients whose variance is reduced by the step's before (arXiv 2411.10438)."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("mars",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.95, 0.99)
     """Decay of the averages of the corrected gradient and of its square; each in [0, 1)."""

@@ -14,6 +14,7 @@ class ScheduleFreeParams(OptimizerParams):
     """AdamW that averages its weights instead of lowering its learning rate (arXiv 2405.15682)."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("schedule-free-adamw",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     lr_schedule: str = "constant"
     """As in :class:`OptimizerParams`; constant by default: the average takes a decay's place."""

@@ -53,6 +53,7 @@ class ScionParams(SpectralParams):
     """
 
     NAMES: ClassVar[tuple[str, ...]] = ("scion",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     gptopt_compat: bool = False
     """Divide each Polar Express polynomial by 1.01 once more, as GPT-opt does."""
@@ -68,6 +69,7 @@ class MuonParams(ScionParams):
     """The same (Jordan et al. 2024), but everything that is no matrix moves by Adam's direction."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("muon",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.95, 0.95)
     """Of that Adam; each in [0, 1)."""
@@ -85,6 +87,7 @@ class MuonMomoParams(MuonParams):
     """Steepest descent whose step ends where a model of the loss reaches a lower bound."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("muon-momo",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     truncate_loss: float | None = 3.2
     """A lower bound of the loss, in nats per token; null does not truncate. Where the loss falls
@@ -120,6 +123,7 @@ class MuonMaxMomoParams(MuonMomoParams):
     """The same in another norm, and not as a linear minimization oracle."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("muonmax-momo",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     lmo: bool = False
     """As in :class:`MuonMomoParams`, as all below; false by default."""
@@ -134,6 +138,7 @@ class MuonTorchParams(SpectralParams):
     """Muon as in torch.optim.Muon, and AdamW for everything that is no matrix."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("muon-torch",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     polar: Literal["polar-express", "jordan"] = "jordan"
     """As above; jordan by default, which is torch's."""
@@ -158,6 +163,7 @@ class NorMuonParams(SpectralParams):
     """Muon whose updates have rows of one size over time (arXiv 2510.05491), and AdamW."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("normuon",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     polar: Literal["polar-express", "jordan"] = "jordan"
     """As above; jordan by default, which is the paper's."""

@@ -33,6 +33,7 @@ class MomoParams(TruncatedParams):
     """Gradient descent with momentum and truncated steps (arXiv 2305.07583)."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("momo", "momo-star")
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     beta: float = 0.9
     """Decay of the averages of gradient and loss; in [0, 1)."""
