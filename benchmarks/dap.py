@@ -35,6 +35,7 @@ ITERATIONS: dict[str, dict[str, Any]] = {
 WAYS: tuple[tuple[cholesky.Way, int], ...] = (
     ("solve", cholesky.BLOCK),
     *(("blocks", size) for size in (64, 128, 256, 512)),
+    ("triton", 128),
 )
 
 
@@ -55,7 +56,8 @@ def main() -> None:
 def compare(shapes: str, device: torch.device) -> None:
     """Time every way at one model's shapes."""
     best = float("inf")
-    for way, size in WAYS:
+    ways = WAYS if device.type == "cuda" else WAYS[:-1]
+    for way, size in ways:
         damped = functools.partial(cholesky.DampedInverse, way=way)
         with (
             mock.patch.object(curvature, "DampedInverse", damped),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trainer.config import GPTConfig
+from trainer.kernels.gram import gram_by_parts
 from trainer.model import GPT
 from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.cholesky import DampedInverse, Way
@@ -85,6 +86,75 @@ def test_neither_hooks_nor_step_make_the_host_wait(
             train(net, optimizer, batches)
 
 
+@pytest.mark.parametrize("values", CASES, ids=str)
+def test_a_graph_of_passes_and_step_replayed_is_as_many_eager_steps(
+    cuda: torch.device, values: dict[str, Any]
+) -> None:
+    given = {**BASE, "accelerated": 0.05, "dap_beta2": 0.0, **values}
+    net, twin = model().to(cuda), model().to(cuda)
+    start = [weight.detach().clone() for weight in net.parameters()]
+    torch.set_float32_matmul_precision("highest")
+    captured, eager = (build_optimizer(each, optimizer_params(given, "")) for each in (net, twin))
+    for group in captured.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=cuda)
+    static = [batch(seed, cuda) for seed in (0, 1)]
+    side = torch.cuda.Stream(cuda)
+    side.wait_stream(torch.cuda.current_stream(cuda))
+    with torch.cuda.stream(side):
+        train(net, captured, static)
+        train(net, captured, static)
+    torch.cuda.current_stream(cuda).wait_stream(side)
+    for _ in range(2):
+        train(twin, eager, static)
+    captured.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train(net, captured, static)
+    for step in range(1, 4):
+        for tokens, seed in zip(static, (2 * step, 2 * step + 1), strict=True):
+            tokens.copy_(batch(seed, cuda))
+        for ours_group, group in zip(captured.param_groups, eager.param_groups, strict=True):
+            group["lr"] = group["initial_lr"] / step
+            ours_group["lr"].fill_(group["lr"])
+        graph.replay()
+        train(twin, eager, static)
+    for group in captured.param_groups:
+        group["lr"] = group["initial_lr"] / 3
+    train(net, captured, static)  # and an eager step goes on from there
+    train(twin, eager, static)
+    for ours, expected, before in zip(net.parameters(), twin.parameters(), start, strict=True):
+        assert (ours - expected).norm() < 1e-3 * (expected - before).norm() + 1e-6
+
+
+def test_what_a_graph_cannot_replay_is_refused(cuda: torch.device) -> None:
+    net, tokens = model().to(cuda), batch(0, cuda)
+    optimizer = build_optimizer(net, optimizer_params({**BASE, "ema_beta": 0.5}, ""))
+    net(tokens, tokens).backward()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        tokens.add_(0)
+        with pytest.raises(RuntimeError, match="take a step before capturing one"):
+            optimizer.step()
+    optimizer.step()
+    net(tokens, tokens).backward()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        tokens.add_(0)
+        with pytest.raises(RuntimeError, match="must be captured in one CUDA graph"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(8192, 6), (32768, 3), (5000, 4), (63, 8)])
+@pytest.mark.parametrize("size", [768, 2730])
+def test_x_transposed_x_by_parts_agrees_with_fp64(
+    cuda: torch.device, rows: int, parts: int, size: int
+) -> None:
+    generator = torch.Generator(cuda).manual_seed(0)
+    x = torch.randn(rows, size, generator=generator, device=cuda).to(torch.bfloat16)
+    exact = x.double().mT @ x.double()
+    ours = gram_by_parts(x, parts)
+    assert (ours - exact).norm() < 1e-4 * exact.norm()
+    assert torch.equal(ours, gram_by_parts(x, parts))
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own import
 def test_a_compiled_model_shares_its_sums_and_is_compiled_once(cuda: torch.device) -> None:
     eager, net = model().to(cuda), model().to(cuda)
@@ -110,7 +180,7 @@ def test_a_compiled_model_shares_its_sums_and_is_compiled_once(cuda: torch.devic
         torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("way", ["solve", "blocks"])
+@pytest.mark.parametrize("way", ["solve", "blocks", "triton"])
 @pytest.mark.parametrize(("size", "outputs"), [(300, 64), (768, 2304), (2048, 768)])
 def test_cholesky_keeps_fp32s_digits_where_tf32_is_allowed(
     cuda: torch.device, way: Way, size: int, outputs: int
@@ -128,6 +198,18 @@ def test_cholesky_keeps_fp32s_digits_where_tf32_is_allowed(
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")
     assert (ours - exact).norm() < 2e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("size", [1, 33, 128, 200])
+def test_the_kernel_drops_what_rounding_leaves_nothing_of(cuda: torch.device, size: int) -> None:
+    x = torch.randn(5, 1 + size // 4, size, device=cuda)
+    singular = x.mT @ x
+    solved = DampedInverse(singular, 0.0, "triton").applied(torch.ones(5, 2, size, device=cuda))
+    assert solved.isfinite().all()
+    singular[1, 0, 0] = float("nan")
+    solved = DampedInverse(singular, 0.0, "triton").applied(torch.ones(5, 2, size, device=cuda))
+    assert solved[1].isnan().any()
+    assert solved[2:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

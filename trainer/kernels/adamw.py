@@ -3,22 +3,23 @@
     m <- b1 m + (1 - b1) f g        v <- b2 v + (1 - b2) (f g)^2
     W <- (1 - lr wd) W - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
-f is the factor that clips the gradient; folded in, it costs no pass over the gradients. The host
-knows t here, and nothing is counted.
+f is the factor that clips the gradient; folded in, it costs no pass over the gradients. The caller
+counts t. A CUDA graph can capture the step after one like it, where lr and t are on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.kernels.adam import clipped
 from trainer.kernels.backend import Backend
-from trainer.kernels.chunks import build_plan
 from trainer.kernels.layout import alike, laid_out_alike
 from trainer.kernels.operands import AdamWScalars, Numbers, Operands, Slot
+from trainer.kernels.plans import Plans
 
 _FUSED_ON = ("cpu", "cuda")
 
@@ -28,6 +29,7 @@ def adamw_step(
     scalars: AdamWScalars,
     backend: Backend,
     clip_factor: Tensor | None = None,
+    plans: Plans | None = None,
 ) -> None:
     """Update weights and moments in place.
 
@@ -41,16 +43,21 @@ def adamw_step(
         backend: chosen by :func:`trainer.kernels.choose_backend`.
         clip_factor: fp32 scalar on the device that multiplies every gradient; None is 1.
             The gradients themselves are left alone.
+        plans: the triton backend's for the same weights' steps; None makes one for this alone.
+
+    Raises:
+        RuntimeError: the step is captured, and none of so many weights was taken with ``plans``.
     """
-    slots = [
-        slot._replace(gradient=laid_out_alike(slot.weight, slot.gradient))
-        for slot in slots
-        if slot.weight.numel()
-    ]
-    if not slots:
+    present = [i for i, slot in enumerate(slots) if slot.weight.numel()]
+    if not present:
         return
+    scalars = scalars if len(present) == len(slots) else scalars.of(present)
+    slots = [
+        slots[i]._replace(gradient=laid_out_alike(slots[i].weight, slots[i].gradient))
+        for i in present
+    ]
     if backend == "triton":
-        _adamw_step_triton(slots, scalars, clip_factor)
+        _adamw_step_triton(slots, scalars, clip_factor, Plans() if plans is None else plans)
     elif slots[0].weight.device.type in _FUSED_ON and all(map(_walks_together, slots)):
         _adamw_step_fused(slots, scalars, clip_factor)
     else:
@@ -67,25 +74,33 @@ def adamw_step_torch(
     torch._foreach_mul_(squares, scalars.beta2)
     torch._foreach_addcmul_(squares, gradients, gradients, 1 - scalars.beta2)
     roots = torch._foreach_sqrt(squares)
-    torch._foreach_mul_(roots, scalars.root_correction)
+    torch._foreach_mul_(roots, _by_weight(scalars.root_correction))
     torch._foreach_add_(roots, scalars.eps)
-    torch._foreach_mul_(weights, 1 - scalars.lr * scalars.weight_decay)
-    torch._foreach_addcdiv_(weights, means, roots, -scalars.step_size)
+    moves = torch._foreach_mul(means, _by_weight(scalars.lr * scalars.mean_correction))
+    torch._foreach_mul_(weights, _by_weight(1 - scalars.lr * scalars.weight_decay))
+    torch._foreach_addcdiv_(weights, moves, roots, -1)
+
+
+def _by_weight(number: float | Tensor) -> Any:
+    """Return what foreach takes as a factor of each weight."""
+    return list(number.unbind()) if isinstance(number, Tensor) and number.ndim else number
 
 
 def _adamw_step_fused(
     slots: Sequence[Slot], scalars: AdamWScalars, clip_factor: Tensor | None
 ) -> None:
     weights, gradients, means, squares = (list(column) for column in zip(*slots, strict=True))
-    count = torch.full((), float(scalars.step), device=weights[0].device)
+    lr = scalars.lr
+    # On CUDA torch's kernel reads its numbers as fp32.
+    rate: Any = lr.float() if isinstance(lr, Tensor) and lr.is_cuda else lr
     torch._fused_adamw_(
         weights,
         clipped(gradients, clip_factor),
         means,
         squares,
         [],
-        [count] * len(weights),
-        lr=scalars.lr,
+        _counts(weights, scalars.step),
+        lr=rate,
         beta1=scalars.beta1,
         beta2=scalars.beta2,
         weight_decay=scalars.weight_decay,
@@ -95,19 +110,33 @@ def _adamw_step_fused(
     )
 
 
+def _counts(weights: list[Tensor], step: float | Tensor) -> list[Tensor]:
+    """Return each weight's fp32 count on its device; the kernel only reads them."""
+    if isinstance(step, Tensor):
+        return list(step.float().expand(len(weights)).unbind())
+    return [torch.full((), float(step), device=weights[0].device)] * len(weights)
+
+
 def _walks_together(slot: Slot) -> bool:
     """Whether all four lie alike, as those of a weight with gaps in memory do not."""
     return all(alike(slot.weight, other) for other in slot[1:])
 
 
 def _adamw_step_triton(
-    slots: Sequence[Slot], scalars: AdamWScalars, clip_factor: Tensor | None
+    slots: Sequence[Slot], scalars: AdamWScalars, clip_factor: Tensor | None, plans: Plans
 ) -> None:
     from trainer.kernels.elementwise_triton import step_chunks
 
     weights, gradients, means, squares = (list(column) for column in zip(*slots, strict=True))
-    plan = build_plan([Operands(weights, gradients, (means, squares))])
-    plan.corrections[:, 0].fill_(scalars.step_size / scalars.lr if scalars.lr else 0.0)
-    plan.corrections[:, 1].fill_(scalars.root_correction)
+    plan = plans.of_tensors(Operands(weights, gradients, (means, squares)))
+    _write(plan.corrections[:, 0], scalars.mean_correction)
+    _write(plan.corrections[:, 1], scalars.root_correction)
     numbers = Numbers(scalars.lr, scalars.weight_decay, scalars.beta1, scalars.beta2, scalars.eps)
     step_chunks("adamw", plan, plan.parts[0], numbers, clip_factor)
+
+
+def _write(column: Tensor, number: float | Tensor) -> None:
+    if isinstance(number, Tensor):
+        column.copy_(number)
+    else:
+        column.fill_(number)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Rule = Literal[
@@ -37,26 +37,34 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class AdamWScalars:
-    """The numbers of one AdamW step whose count the host knows; none of them is compiled in."""
+    """The numbers of one AdamW step whose count is given; none of them is compiled in."""
 
-    lr: float
+    lr: float | Tensor
+    """A scalar where it is a tensor."""
     beta1: float
     beta2: float
     eps: float
     weight_decay: float
-    step: float
+    step: float | Tensor
     """Counted from 1; infinite where nothing is to be corrected, the moments having started at
-    their first values."""
+    their first values. A tensor holds one number, or one for each weight."""
 
     @property
-    def step_size(self) -> float:
-        """Learning rate over the first moment's bias correction."""
-        return self.lr / (1 - math.pow(self.beta1, self.step))
+    def mean_correction(self) -> float | Tensor:
+        """What the first moment's bias is corrected by."""
+        return 1 / (1 - self.beta1**self.step)
 
     @property
-    def root_correction(self) -> float:
-        """Reciprocal root of the second moment's bias correction."""
-        return 1 / math.sqrt(1 - math.pow(self.beta2, self.step))
+    def root_correction(self) -> float | Tensor:
+        """What the second moment's root's bias is corrected by."""
+        correction: float | Tensor = (1 - self.beta2**self.step) ** -0.5
+        return correction
+
+    def of(self, which: Sequence[int]) -> AdamWScalars:
+        """Return those of some of the weights."""
+        if not isinstance(self.step, Tensor) or not self.step.ndim:
+            return self
+        return replace(self, step=torch.stack([self.step[i] for i in which]))
 
 
 @dataclass(frozen=True)

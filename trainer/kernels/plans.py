@@ -22,12 +22,11 @@ MADE_BEFORE = (
 
 
 class Plans:
-    """A step whose gradients lie where they lay does nothing by tensor but look.
+    """A step whose gradients lie where they lay does nothing by tensor but look."""
 
-    States are not looked at: whoever exchanges them forgets the plans.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, most: int = _KEPT) -> None:
+        """Keep ``most`` of them, beside those that graphs need."""
+        self._most = most
         self._kept: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._captured: list[Plan] = []
 
@@ -46,39 +45,62 @@ class Plans:
     ) -> Plan | None:
         """Return where this step's tensors lie, or None where there is no gradient.
 
+        States are not looked at: whoever exchanges them forgets the plans.
+
         Args:
             groups: the weights of each; those without a gradient do not count.
             operands: makes those of the groups, with the states where missing.
             has_state: whether a weight's state is there.
 
         Raises:
-            RuntimeError: a graph is captured, and a state is missing.
+            RuntimeError: a graph is captured, and a state is missing or no plan was kept of as many
+                weights.
         """
         key = _addresses(groups)
         if not key:
             return None
-        capturing = _captures(groups)
-        plan = self._kept.get(key)
-        if plan is None:
+        if key not in self._kept:
             require_states(groups, has_state)
-            plan = self._built(operands(), capturing=capturing)
-            if not capturing:
-                self._keep(key, plan)
+        return self._at(key, operands, capturing=_captures(groups))
+
+    def of_tensors(self, operands: Operands) -> Plan:
+        """Return where these tensors lie, which are in one order in memory.
+
+        Raises:
+            RuntimeError: a graph is captured, and no plan was kept of as many weights.
+        """
+        columns = (operands.weights, operands.gradients, *operands.states)
+        key = (
+            *(tensor.data_ptr() for column in columns for tensor in column),
+            *(weight.numel() for weight in operands.weights),
+        )
+        return self._at(key, lambda: [operands], capturing=_captures([operands.weights]))
+
+    def _at(
+        self, key: tuple[Any, ...], operands: Callable[[], list[Operands]], *, capturing: bool
+    ) -> Plan:
+        plan = self._kept.get(key)
+        if plan is None and capturing:
+            those = operands()
+            spare = self._spare(sum(len(group.weights) for group in those))
+            plan = build_plan(those, spare=spare, capturing=True)
+        elif plan is None:
+            plan = self._kept[key] = build_plan(operands())
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
         if capturing:
             # The graph reads the tables at each replay, long after the plan would be dropped.
             self._captured.append(plan)
         plan.refresh()
         return plan
 
-    def _built(self, operands: list[Operands], *, capturing: bool) -> Plan:
-        # Its own pinned memory would then be read by two graphs: the plan that had it goes.
-        spare = self._kept.popitem()[1].host if capturing and self._kept else None
-        return build_plan(operands, spare=spare, capturing=capturing)
-
-    def _keep(self, key: tuple[Any, ...], plan: Plan) -> None:
-        self._kept[key] = plan
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+    def _spare(self, weights: int) -> Tensor:
+        """Take pinned memory from a plan, which goes, or two graphs would read it."""
+        for key, plan in self._kept.items():
+            if len(plan.host) == weights:
+                del self._kept[key]
+                return plan.host
+        raise RuntimeError("take a step of the same weights before capturing one")
 
 
 def require_states(groups: Sequence[Sequence[Tensor]], has_state: Callable[[Tensor], bool]) -> None:

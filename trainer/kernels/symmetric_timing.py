@@ -25,7 +25,7 @@ SHAPES = (
 )
 """(B, M, N) of the GPTs' batches, padded, and of single matrices."""
 
-_ROTATED_BYTES = 256 << 20
+ROTATED_BYTES = 256 << 20
 """The operands go round in this much memory, so that none is still in the L2 cache."""
 
 
@@ -81,7 +81,7 @@ def _timing(
 ) -> Timing:
     batch, rows, columns = shape
     numbers = batch * rows * max(rows, columns)
-    copies = max(2, _ROTATED_BYTES // (numbers * dtype.itemsize))
+    copies = max(2, ROTATED_BYTES // (numbers * dtype.itemsize))
     x_BMN = [torch.randn(shape, device="cuda").to(dtype) for _ in range(copies)]
     a_BMM = [torch.randn(batch, rows, rows, device="cuda").to(dtype) for _ in range(copies)]
     out = torch.empty_like(a_BMM[0])
@@ -98,21 +98,21 @@ def _timing(
     def half_plus(a: Tensor) -> None:
         symmetric_product_triton(a, a, out, 0.5, -2.0, 3.0)
 
-    times = {tiling: _median(by(tiling), x_BMN, repeats) for tiling in tilings}
+    times = {tiling: device_time(by(tiling), x_BMN, repeats) for tiling in tilings}
     best = min(times, key=lambda tiling: times[tiling])
     return Timing(
         shape,
-        cublas=_median(whole, x_BMN, repeats),
-        triton=_median(by(None), x_BMN, repeats),
+        cublas=device_time(whole, x_BMN, repeats),
+        triton=device_time(by(None), x_BMN, repeats),
         best=times[best],
         tiling=best,
-        cublas_plus=_median(whole_plus, a_BMM, repeats),
-        triton_plus=_median(half_plus, a_BMM, repeats),
+        cublas_plus=device_time(whole_plus, a_BMM, repeats),
+        triton_plus=device_time(half_plus, a_BMM, repeats),
     )
 
 
-def _median(run: Callable[[Tensor], None], operands: Sequence[Tensor], repeats: int) -> float:
-    """Return the device's microseconds a call."""
+def device_time(run: Callable[[Tensor], None], operands: Sequence[Tensor], repeats: int) -> float:
+    """Return the device's microseconds a call, the median after three that warm up."""
     times: list[float] = []
     for i in range(3 + repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

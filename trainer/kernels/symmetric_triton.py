@@ -111,6 +111,7 @@ def symmetric_kernel(
     diagonal,
     M,
     N,
+    total_columns,
     x_batch,
     x_row,
     x_column,
@@ -128,7 +129,8 @@ def symmetric_kernel(
 ):
     """Compute one tile of one matrix and store it and its mirror image.
 
-    A tile of ``plus`` is read by the program that overwrites it, so ``out`` may be ``plus``.
+    A tile of ``plus`` is read by the program that overwrites it, so ``out`` may be ``plus``. The
+    matrices may be parts of one, ``total_columns`` wide, the last part narrower than N.
     """
     side = tl.cdiv(M, BLOCK)
     tiles = side * (side + 1) // 2
@@ -147,12 +149,13 @@ def symmetric_kernel(
     left = x + row_from[:, None] * x_row + depth[None, :] * x_column
     right = x + column_from[None, :] * x_row + depth[:, None] * x_column
     total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    for start in range(0, N, DEPTH):
+    columns_here = tl.minimum(N, total_columns - batch * N).to(tl.int32)
+    for start in range(0, columns_here, DEPTH):
         if EVEN_N:
             a = tl.load(left)
             b = tl.load(right)
         else:
-            inside = depth < N - start
+            inside = depth < columns_here - start
             a = tl.load(left, mask=inside[None, :], other=0.0)
             b = tl.load(right, mask=inside[:, None], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
@@ -197,24 +200,63 @@ def symmetric_product_triton(
     """
     batch, rows, columns = x_BMN.shape
     how = tiling or tiling_of(x_BMN.dtype, batch, rows)
+    _launch(
+        x_BMN,
+        x_BMN.stride(),
+        plus_BMM,
+        out_BMM,
+        (alpha, beta, diagonal),
+        columns,
+        batch * columns,
+        how,
+    )
+
+
+def gram_parts_triton(
+    x_RN: Tensor, out_SNN: Tensor, part: int, tiling: Tiling | None = None
+) -> None:
+    """Write X^T X of each ``part`` rows, of which S are enough for all; the last may be fewer.
+
+    Args:
+        x_RN: as ``x_BMN`` of :func:`symmetric_product_triton`.
+        out_SNN: dense; of any float dtype.
+        part: best a multiple of the tiling's depth.
+        tiling: None for :func:`tiling_of`'s.
+    """
+    by_row, by_column = x_RN.stride()
+    strides = (part * by_row, by_column, by_row)
+    how = tiling or tiling_of(x_RN.dtype, *out_SNN.shape[:2])
+    _launch(x_RN, strides, None, out_SNN, (1.0, 1.0, 0.0), part, x_RN.shape[0], how)
+
+
+def _launch(
+    x: Tensor,
+    x_strides: tuple[int, ...],
+    plus_BMM: Tensor | None,
+    out_BMM: Tensor,
+    factors: tuple[float, float, float],
+    columns: int,
+    total_columns: int,
+    how: Tiling,
+) -> None:
+    batch, rows, _ = out_BMM.shape
     side = triton.cdiv(rows, how.block)
     plus = out_BMM if plus_BMM is None else plus_BMM
     symmetric_kernel[(batch * side * (side + 1) // 2,)](
-        x_BMN,
+        x,
         plus,
         out_BMM,
         # Floats: a whole number 1 would be compiled in.
-        float(alpha),
-        float(beta),
-        float(diagonal),
+        *map(float, factors),
         rows,
         columns,
-        *x_BMN.stride(),
+        total_columns,
+        *x_strides,
         *plus.stride()[:2],
         *out_BMM.stride()[:2],
         HAS_PLUS=plus_BMM is not None,
         EVEN_M=rows % how.block == 0,
-        EVEN_N=columns % how.depth == 0,
+        EVEN_N=columns % how.depth == 0 and total_columns % how.depth == 0,
         BLOCK=how.block,
         DEPTH=how.depth,
         GROUP=how.group,

@@ -23,6 +23,7 @@ from torch import Tensor
 from trainer.kernels import Backend
 from trainer.kernels.adam import clipped
 from trainer.kernels.operands import Operands
+from trainer.kernels.plans import require_states
 from trainer.optim.averages import kept, kept_scalars
 from trainer.optim.clipping import FoldsClip
 from trainer.optim.elementwise import Elementwise
@@ -30,8 +31,8 @@ from trainer.optim.params import OptimizerParams
 from trainer.optim.scaling import Number, decay_weights, each
 
 
-class CountedOptimizer(FoldsClip):
-    """Weights of a group whose counters agree move together."""
+class CountsSteps(FoldsClip):
+    """Keeps the numbers, on the host and the device."""
 
     COUNTERS: ClassVar[tuple[str, ...]] = ("step",)
     """Keys of the numbers, fp64 scalars, that a weight's steps add up in its state."""
@@ -41,9 +42,66 @@ class CountedOptimizer(FoldsClip):
         self._device_counts = False
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state; counters on a device are waited for."""
+        super().load_state_dict(dict(state_dict))
+        weights = chain.from_iterable(group["params"] for group in self.param_groups)
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        self._on_host.clear()
+        for weight, number in zip(weights, numbers, strict=True):
+            saved = state_dict["state"].get(number, {})
+            for key in self.COUNTERS:
+                if key in saved:
+                    # From what was saved: torch rounds a state to the weight's dtype.
+                    self._on_host[weight][key] = float(saved[key])
+                    counter = torch.as_tensor(saved[key], dtype=torch.float64)
+                    self.state[weight][key] = counter.to(weight.device, copy=True)
+
+    def _add(self, key: str, weights: list[Tensor], amount: Number) -> Number:
+        """Add to a counter of a batch and return what it is then."""
+        counters = kept_scalars(self.state, key, weights, torch.float64)
+        torch._foreach_add_(counters, each(amount, counters))
+        if self._device_counts or isinstance(amount, Tensor):
+            return torch.stack(counters)
+        total = self._on_host[weights[0]].get(key, 0.0) + amount
+        for weight in weights:
+            self._on_host[weight][key] = total
+        return total
+
+    def _batches(self, weights: list[Tensor]) -> list[list[Tensor]]:
+        """Return weights whose counters agree, or all where only the device knows."""
+        if self._device_counts:
+            return [weights] if weights else []
+        batches: dict[tuple[float, ...], list[Tensor]] = defaultdict(list)
+        for weight in weights:
+            counts = self._on_host[weight]
+            batches[tuple(counts.get(key, 0.0) for key in self.COUNTERS)].append(weight)
+        return list(batches.values())
+
+    def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        require_states([weights], lambda weight: bool(self.state.get(weight)))
+        capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        self._device_counts |= capturing or isinstance(group["lr"], Tensor)
+
+    def _latest(self, weights: list[Tensor]) -> Number:
+        """Return the number of the weights' last step, where the host can't tell one for each."""
+        counts = {self._on_host[weight].get("step") for weight in weights}
+        [count, *others] = counts
+        if self._device_counts or others or count is None:
+            return torch.stack([self.state[weight]["step"] for weight in weights])
+        return count
+
+
+class CountedOptimizer(CountsSteps):
+    """Weights of a group whose counters agree move together."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every weight that has a gradient."""
+        """Update every weight that has a gradient.
+
+        Raises:
+            RuntimeError: the first step of a weight is captured in a CUDA graph.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,21 +118,6 @@ class CountedOptimizer(FoldsClip):
                 gradients: list[Any] = [weight.grad for weight in batch]
                 gradients = clipped(gradients, clip_factor)
                 self._move(group, batch, gradients, self._add("step", batch, 1.0))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state; counters on a device are waited for."""
-        super().load_state_dict(dict(state_dict))
-        weights = chain.from_iterable(group["params"] for group in self.param_groups)
-        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        self._on_host.clear()
-        for weight, number in zip(weights, numbers, strict=True):
-            saved = state_dict["state"].get(number, {})
-            for key in self.COUNTERS:
-                if key in saved:
-                    # From what was saved: torch rounds a state to the weight's dtype.
-                    self._on_host[weight][key] = float(saved[key])
-                    counter = torch.as_tensor(saved[key], dtype=torch.float64)
-                    self.state[weight][key] = counter.to(weight.device, copy=True)
 
     @abstractmethod
     def _move(
@@ -132,31 +175,6 @@ class CountedOptimizer(FoldsClip):
     def _zeros(self, key: str, weights: list[Tensor]) -> list[Tensor]:
         """Return what is kept under ``key``, which starts at zero."""
         return kept(self.state, key, weights, weights, from_zero=True)
-
-    def _add(self, key: str, weights: list[Tensor], amount: Number) -> Number:
-        """Add to a counter of a batch and return what it is then."""
-        counters = kept_scalars(self.state, key, weights, torch.float64)
-        torch._foreach_add_(counters, each(amount, counters))
-        if self._device_counts or isinstance(amount, Tensor):
-            return torch.stack(counters)
-        total = self._on_host[weights[0]].get(key, 0.0) + amount
-        for weight in weights:
-            self._on_host[weight][key] = total
-        return total
-
-    def _batches(self, weights: list[Tensor]) -> list[list[Tensor]]:
-        """Return weights whose counters agree, or all where only the device knows."""
-        if self._device_counts:
-            return [weights] if weights else []
-        batches: dict[tuple[float, ...], list[Tensor]] = defaultdict(list)
-        for weight in weights:
-            counts = self._on_host[weight]
-            batches[tuple(counts.get(key, 0.0) for key in self.COUNTERS)].append(weight)
-        return list(batches.values())
-
-    def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        self._device_counts |= capturing or isinstance(group["lr"], Tensor)
 
 
 class CountedElementwise(CountedOptimizer, Elementwise):

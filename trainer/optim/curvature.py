@@ -6,10 +6,12 @@ Shape suffixes: K second moments, B some of them, R outputs of all layers of an 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import accumulate, chain, groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +34,49 @@ class MomentBatch:
     c_KNN: Tensor
     """In at least fp32; the upper triangles are undefined."""
     sharing: list[list[Tensor]]
-    """The weights of each; those with equally many outputs together are neighbours."""
+    """The weights of each; those with the same outputs are neighbours."""
+
+    @cached_property
+    def alike(self) -> list[slice]:
+        """Which second moments' weights have the same outputs, run by run."""
+        lengths = [len(list(run)) for _, run in groupby(self.sharing, _outputs)]
+        ends = accumulate(lengths)
+        return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """All weights, in the order of :meth:`stacks`."""
+        return list(chain.from_iterable(self.sharing))
+
+    def stacks(self) -> list[Stack]:
+        """Return room for a matrix of each weight, a stack for each run of ``alike``."""
+        stacks = []
+        for which in self.alike:
+            outputs = _outputs(self.sharing[which.start])
+            count, size = which.stop - which.start, self.c_KNN.shape[-1]
+            m_BRN = self.c_KNN.new_empty(count, sum(outputs), size)
+            stacks.append(Stack(m_BRN, which, outputs))
+        return stacks
+
+
+class Stack(NamedTuple):
+    """Matrices of weights, those of one input below each other."""
+
+    m_BRN: Tensor
+    which: slice
+    """Of the batch's second moments."""
+    outputs: tuple[int, ...]
+    """Rows of each weight of an input."""
+
+    def parts(self) -> list[Tensor]:
+        """Return each weight's rows, input by input."""
+        by_outputs = torch.split_with_sizes(self.m_BRN, self.outputs, dim=1)
+        by_input = zip(*(part.unbind() for part in by_outputs), strict=True)
+        return list(chain.from_iterable(by_input))
+
+    def solved(self, solve: Callable[[Tensor, slice], Tensor]) -> list[Tensor]:
+        """Return each weight's rows of what ``solve`` makes of them."""
+        return self._replace(m_BRN=solve(self.m_BRN, self.which)).parts()
 
 
 def distinct_moments(
@@ -81,11 +125,6 @@ def restore_moments(
         latest = state[weight][MOMENT] = found
 
 
-def outputs_of(sharing: Sequence[Tensor]) -> int:
-    """Return the outputs of all layers that share an input, R."""
-    return sum(weight.shape[0] for weight in sharing)
-
-
 def inverted(c_KNN: Tensor, params: DapParams) -> Callable[[Tensor, slice], Tensor]:
     """Return a function that multiplies (B, R, N) from the right by B of the C^-1.
 
@@ -114,18 +153,39 @@ def _sharing(weights: Sequence[Tensor], moments: InputMoments, state: State) -> 
     for weight in weights:
         past = state[weight].get(MOMENT)
         found[id(moments.of(weight)), id(past)].append(weight)
-    return sorted(found.values(), key=lambda each: (each[0].shape[1], outputs_of(each)))
+    return sorted(found.values(), key=lambda each: (each[0].shape[1], _outputs(each)))
+
+
+def _outputs(sharing: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(weight.shape[0] for weight in sharing)
 
 
 def _average(c_KNN: Tensor, sharing: list[list[Tensor]], state: State, beta: float) -> None:
-    """Move the averages towards C, and C to the averages."""
-    for c_NN, weights in zip(c_KNN, sharing, strict=True):
+    """Move the averages towards C, and C to the averages.
+
+    Raises:
+        RuntimeError: a step is captured that would make averages anew at each replay.
+    """
+    holders = Counter(id(kept[MOMENT]) for kept in state.values() if MOMENT in kept)
+    moving: list[tuple[Tensor, Tensor]] = []
+    for c_NN, weights in zip(c_KNN.unbind(), sharing, strict=True):
         past = state[weights[0]].get(MOMENT)
-        if past is None:
-            new = c_NN.clone()
-        else:
-            # Not in place: weights that part ways here keep one past.
-            new = past.lerp(c_NN.to(past.dtype), 1 - beta)
-            c_NN.copy_(new)
+        if past is not None and holders[id(past)] == len(weights):
+            moving.append((past, c_NN))
+            continue
+        if c_NN.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a captured step can't start averages of second moments, nor part those of layers "
+                "that shared their inputs so far: take a step like it before capturing one"
+            )
+        # Not in place: weights that part ways here keep one past.
+        new = c_NN.clone() if past is None else past.clone()
+        if past is not None:
+            moving.append((new, c_NN))
         for weight in weights:
             state[weight][MOMENT] = new
+    if moving:
+        averages, now = map(list, zip(*moving, strict=True))
+        latest = [c_NN.to(average.dtype) for average, c_NN in moving]
+        torch._foreach_lerp_(averages, latest, 1 - beta)
+        torch._foreach_copy_(now, averages)

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 - tensor names end in their shape
+# ruff: noqa: N806 - tensor names end in their shape
 """dap-ns-nadam, dap-ns-nadam-accel: right-preconditioning by the inputs' inverse second moment.
 
 For the weight W (out x in) of a linear layer with inputs X (N x in), gradient G and step t:
@@ -16,9 +16,9 @@ b2 = 0, O = U. Everything that is no linear layer's matrix moves by AdamW.
 
 Weights whose layers see the same inputs have one C and are solved for together.
 
-A non-finite gradient goes into the state: whoever steps looks first.
-
-Shape suffixes: K second moments, B those of them with equally many outputs, R these, N inputs.
+A non-finite gradient goes into the state: whoever steps looks first. A step never waits for the
+device. A CUDA graph can capture it together with all forward passes whose inputs it needs, after an
+eager step like it; it counts as it is replayed, and follows lr where that is a tensor.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,29 +36,31 @@ from torch import Tensor, nn
 from trainer.kernels import AdamWScalars, adamw_step, choose_backend
 from trainer.kernels.layout import laid_out_alike
 from trainer.kernels.operands import Slot
+from trainer.kernels.plans import Plans
 from trainer.optim import inverse
 from trainer.optim.averages import kept
-from trainer.optim.clipping import FoldsClip
-from trainer.optim.curvature import (
-    MomentBatch,
-    distinct_moments,
-    inverted,
-    outputs_of,
-    restore_moments,
-)
+from trainer.optim.counted import CountsSteps
+from trainer.optim.curvature import MomentBatch, distinct_moments, inverted, restore_moments
 from trainer.optim.groups import split_parameters
 from trainer.optim.moments import InputMoments
 from trainer.optim.momentum import advance_momentum
 from trainer.optim.params import DapParams
 from trainer.optim.precision import full_precision
+from trainer.optim.scaling import add_scaled, decay_weights, each
 
 UPDATE_RMS = 0.2
 """Root mean square of a matrix's update under ``update_norm``."""
 
+_PLANS = 32
+"""Updates are new tensors at each step: they have more places than gradients."""
+
+_Part = tuple[dict[str, Any], list[Tensor]]
+"""A group and its weights that have gradients."""
+
 _log = logging.getLogger(__name__)
 
 
-class Dap(FoldsClip):
+class Dap(CountsSteps):
     """DAP on the matrices, AdamW on the rest.
 
     State per fp32 weight of a matrix: 8 bytes, and with ema_beta 4 in^2 per distinct input.
@@ -79,10 +81,11 @@ class Dap(FoldsClip):
         Raises:
             UserError: the backend that ``params`` asks for cannot work here.
         """
-        shared = {"lr": params.lr, "weight_decay": params.weight_decay, "preconditioned": False}
-        super().__init__([group for group in groups if group["params"]], shared)
+        used = [{"preconditioned": False, **group} for group in groups if group["params"]]
+        super().__init__(used, params.lr, params.weight_decay)
         self._moments = moments
         self._params = params
+        self._plans = Plans(_PLANS)
         weights = chain.from_iterable(group["params"] for group in self.param_groups)
         self._backend = choose_backend(params.backend, weights)
 
@@ -91,22 +94,28 @@ class Dap(FoldsClip):
         """Update every weight that has a gradient, from the inputs seen since the last step.
 
         Raises:
-            RuntimeError: a layer has a gradient but saw no input in training mode.
+            RuntimeError: a layer has a gradient but saw no input in training mode; or the first
+                step of a weight is captured in a CUDA graph, or one whose inputs are not.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         clip_factor = self._take_clip_factor()
-        matrices: list[Tensor] = []
+        matrices: list[_Part] = []
         for group in self.param_groups:
-            for weights in self._by_step(group["params"], advance=True).values():
-                if group["preconditioned"]:
-                    matrices += weights
-                else:
-                    self._step_rest(group, weights, clip_factor)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            self._look_where_to_count(group, weights)
+            for batch in self._batches(weights):
+                self._add("step", batch, 1.0)
+            if group["preconditioned"]:
+                matrices.append((group, weights))
+            else:
+                self._step_rest(group, weights, clip_factor)
         if matrices:
-            with full_precision(matrices[0].device):
+            with full_precision(matrices[0][1][0].device):
                 self._step_matrices(matrices, clip_factor)
         self.forget_inputs()
         return loss
@@ -123,58 +132,54 @@ class Dap(FoldsClip):
         states = [state_dict["state"].get(number, {}) for number in saved]
         restore_moments(self.state, list(weights), states)
 
-    def _step_matrices(self, matrices: list[Tensor], clip_factor: Tensor | None) -> None:
+    def _step_matrices(self, parts: list[_Part], clip_factor: Tensor | None) -> None:
+        matrices = [weight for _, weights in parts for weight in weights]
         began = self._now(matrices)
-        if self._params.disable_preconditioning:
-            batches = []
-            updates = {weight: torch.empty_like(weight) for weight in matrices}
-            advance_momentum(
-                self.state, matrices, list(updates.values()), self._params, clip_factor
-            )
-        else:
+        batches = []
+        if not self._params.disable_preconditioning:
             batches = distinct_moments(matrices, self._moments, self.state, self._params)
-            updates = {}
         gathered = self._now(matrices)
-        for batch in batches:
-            updates.update(self._preconditioned(batch, clip_factor))
+        updates = self._updates(matrices, batches, clip_factor)
         solved = self._now(matrices)
-        for group in self.param_groups:
-            if group["preconditioned"]:
-                for weights in self._by_step(group["params"]).values():
-                    self._update(group, weights, [updates[weight] for weight in weights])
+        for group, weights in parts:
+            self._update(group, weights, [updates[weight] for weight in weights])
         if self._params.debug_timing:
-            parts = (gathered - began, solved - gathered, self._now(matrices) - solved)
+            spent = (gathered - began, solved - gathered, self._now(matrices) - solved)
             text = "second moments {:.2f} ms, momentum and inverse {:.2f} ms, update {:.2f} ms"
-            spent = text.format(*(1e3 * part for part in parts))
+            said = text.format(*(1e3 * part for part in spent))
             distinct = sum(len(batch.sharing) for batch in batches)
-            _log.info("dap: %d matrices, %d second moments: %s", len(matrices), distinct, spent)
+            _log.info("dap: %d matrices, %d second moments: %s", len(matrices), distinct, said)
 
-    def _preconditioned(
-        self, batch: MomentBatch, clip_factor: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Advance the momentum; return each weight with N C^-1."""
-        solved = inverted(batch.c_KNN, self._params)
-        first = 0
-        for outputs, neighbours in groupby(batch.sharing, outputs_of):
-            members = list(neighbours)
-            which = slice(first, first + len(members))
-            first = which.stop
-            m_BRN = batch.c_KNN.new_empty(len(members), outputs, batch.c_KNN.shape[-1])
-            weights = list(chain.from_iterable(members))
-            parts = _parts(m_BRN, members)
-            advance_momentum(self.state, weights, parts, self._params, clip_factor)
-            yield from zip(weights, _parts(solved(m_BRN, which), members), strict=True)
+    def _updates(
+        self, matrices: list[Tensor], batches: list[MomentBatch], clip_factor: Tensor | None
+    ) -> dict[Tensor, Tensor]:
+        """Advance the momentum; return each weight with N C^-1, or N without second moments."""
+        p = self._params
+        weights = [weight for batch in batches for weight in batch.weights] or matrices
+        stacks = [stack for batch in batches for stack in batch.stacks()]
+        parts = [part for stack in stacks for part in stack.parts()]
+        parts = parts or [torch.empty_like(weight) for weight in weights]
+        advance_momentum(self.state, weights, parts, p, self._latest(weights), clip_factor)
+        if stacks:
+            # Views: no momentum is to outlive the update that is made of it.
+            parts.clear()
+            stacks.reverse()
+            for batch in batches:
+                solved = inverted(batch.c_KNN, p)
+                for _ in batch.alike:
+                    parts += stacks.pop().solved(solved)
+        return dict(zip(weights, parts, strict=True))
 
     def _update(self, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor]) -> None:
-        """Decay weights that have made equally many steps, and move them by what U becomes."""
+        """Decay the weights, and move them by what U becomes."""
         p, lr = self._params, group["lr"]
         updates = list(map(laid_out_alike, weights, updates))
         if p.dap_beta2 and not (p.update_opnorm or p.update_norm):
             # AdamW that has U for its gradient and averages only the squares.
-            squares = self._state(weights, "exp_avg_sq")
+            squares = self._kept(weights, "exp_avg_sq")
             slots = list(map(Slot, weights, updates, updates, squares))
-            scalars = self._scalars(group, weights[0], (0.0, p.dap_beta2), p.dap_eps)
-            adamw_step(slots, scalars, self._backend)
+            scalars = self._scalars(group, weights, (0.0, p.dap_beta2), p.dap_eps)
+            adamw_step(slots, scalars, self._backend, plans=self._plans)
             return
         if p.dap_beta2:
             torch._foreach_div_(updates, self._roots(weights, updates))
@@ -184,18 +189,17 @@ class Dap(FoldsClip):
             norms = list(torch._foreach_norm(updates))
             torch._foreach_div_(norms, [UPDATE_RMS * u.numel() ** 0.5 for u in updates])
             _divide(updates, norms)
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-lr)
+        decay_weights(weights, lr, group["weight_decay"])
+        add_scaled(weights, updates, -lr)
 
     def _roots(self, weights: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
         """Advance the averaged squares and return what each entry of U is divided by."""
-        beta, step = self._params.dap_beta2, self.state[weights[0]]["step"]
-        squares = self._state(weights, "exp_avg_sq")
+        beta, step = self._params.dap_beta2, self._latest(weights)
+        squares = self._kept(weights, "exp_avg_sq")
         torch._foreach_mul_(squares, beta)
         torch._foreach_addcmul_(squares, updates, updates, 1 - beta)
         roots = list(torch._foreach_sqrt(squares))
-        torch._foreach_mul_(roots, (1 - beta**step) ** -0.5)
+        torch._foreach_mul_(roots, each((1 - beta**step) ** -0.5, roots))
         torch._foreach_add_(roots, self._params.dap_eps)
         return roots
 
@@ -214,30 +218,17 @@ class Dap(FoldsClip):
         self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
     ) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        means, squares = self._state(weights, "exp_avg"), self._state(weights, "exp_avg_sq")
+        means, squares = self._kept(weights, "exp_avg"), self._kept(weights, "exp_avg_sq")
         slots = list(map(Slot, weights, gradients, means, squares))
-        scalars = self._scalars(group, weights[0], self._params.betas, self._params.eps)
-        adamw_step(slots, scalars, self._backend, clip_factor)
+        scalars = self._scalars(group, weights, self._params.betas, self._params.eps)
+        adamw_step(slots, scalars, self._backend, clip_factor, self._plans)
 
     def _scalars(
-        self, group: dict[str, Any], weight: Tensor, betas: tuple[float, float], eps: float
+        self, group: dict[str, Any], weights: list[Tensor], betas: tuple[float, float], eps: float
     ) -> AdamWScalars:
-        step: int = self.state[weight]["step"]
-        return AdamWScalars(group["lr"], *betas, eps, group["weight_decay"], step)
+        return AdamWScalars(group["lr"], *betas, eps, group["weight_decay"], self._latest(weights))
 
-    def _by_step(
-        self, weights: Sequence[Tensor], *, advance: bool = False
-    ) -> dict[int, list[Tensor]]:
-        """Return the weights that have a gradient by how many steps they have made."""
-        found: dict[int, list[Tensor]] = defaultdict(list)
-        for weight in weights:
-            if weight.grad is not None:
-                state = self.state[weight]
-                state["step"] = state.get("step", 0) + advance
-                found[state["step"]].append(weight)
-        return found
-
-    def _state(self, weights: list[Tensor], key: str) -> list[Tensor]:
+    def _kept(self, weights: list[Tensor], key: str) -> list[Tensor]:
         """Return the tensors kept under ``key``; they start at zero."""
         return kept(self.state, key, weights, weights, from_zero=True)
 
@@ -262,15 +253,6 @@ def build_dap(model: nn.Module, params: DapParams) -> Dap:
         {"params": list(split.rest.values()), "preconditioned": False},
     ]
     return Dap(groups, moments, params)
-
-
-def _parts(stack_BRN: Tensor, members: list[list[Tensor]]) -> list[Tensor]:
-    """Return each weight's rows of a stack that holds those of one input below each other."""
-    return [
-        part
-        for rows_RN, weights in zip(stack_BRN, members, strict=True)
-        for part in rows_RN.split([weight.shape[0] for weight in weights])
-    ]
 
 
 def _divide(updates: list[Tensor], norms: Sequence[Tensor]) -> None:

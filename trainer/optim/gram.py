@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.kernels.gram import gram_by_parts, parts_of
 from trainer.kernels.panels import symmetric_panels
 
 _HAS_WIDE_SUM = torch.version.hip is None and tuple(
@@ -23,9 +24,9 @@ _HAS_WIDE_SUM = torch.version.hip is None and tuple(
 def gram(x_RN: Tensor) -> Tensor:
     """Return X^T X (N, N) in fp32, or fp64 for fp64 inputs; the upper triangle is undefined.
 
-    Little more than R N^2 FLOPs on a CPU, twice that elsewhere. Half-precision inputs are widened
-    on a CPU, where their products may be emulated; CUDA multiplies them as they are and sums in
-    fp32.
+    Little more than R N^2 FLOPs on a CPU and in Triton's kernel, twice that elsewhere.
+    Half-precision inputs are widened on a CPU, where their products may be emulated; CUDA
+    multiplies them as they are and sums in fp32.
     """
     wide = torch.promote_types(x_RN.dtype, torch.float32)
     with torch.autocast(x_RN.device.type, enabled=False):
@@ -36,6 +37,8 @@ def gram(x_RN: Tensor) -> Tensor:
         if x_RN.dtype == wide or not (_HAS_WIDE_SUM and x_RN.is_cuda and x_RN.shape[0]):
             x_RN = x_RN.to(wide)
             return torch.mm(x_RN.mT, x_RN)
+        if parts := parts_of(x_RN):
+            return gram_by_parts(x_RN, parts)
         product: Tensor = torch.mm(x_RN.mT, x_RN, out_dtype=wide)
         return product
 

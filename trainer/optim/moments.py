@@ -30,6 +30,8 @@ class Sum:
         self.total_NN = total_NN
         """Lower triangle, in fp32 or fp64; None before the first input."""
         self.rows = rows
+        self.captured = total_NN is not None and _captures(total_NN)
+        """Whether only the replays of a CUDA graph know the numbers."""
         self._holders = 0
         self._following: dict[_Seen, tuple[weakref.ref[Tensor], Sum]] = {}
 
@@ -98,13 +100,19 @@ class InputMoments:
         """Return the sum of this rank's inputs; the same object for layers that share it.
 
         Raises:
-            RuntimeError: no input was seen since the last reset.
+            RuntimeError: no input was seen since the last reset; or the inputs were captured in a
+                CUDA graph and whoever asks is not, or the other way round.
         """
         found = self._sums[weight]
         if found.total_NN is None:
             raise RuntimeError(
                 "a linear layer has a gradient, but saw no input in training mode since the last "
                 "step: call model.train() and run the forward pass through the layer itself"
+            )
+        if found.captured != _captures(found.total_NN):
+            raise RuntimeError(
+                "a step and the forward passes whose inputs it needs must be captured in one CUDA "
+                "graph, or neither of them"
             )
         return found
 
@@ -162,6 +170,10 @@ def stacked_means(sums: list[Sum]) -> list[Tensor]:
         stacks.append(flat[begin:end].view(-1, size, size).div_(rows_K11))
         begin, first = end, last
     return stacks
+
+
+def _captures(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def place() -> tuple[int, int]:

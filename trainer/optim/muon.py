@@ -11,6 +11,7 @@
                  W <- (1 - lr wd) W - lr 0.2 N / rms(N)                    (arXiv 2510.05491)
 
 lr is the matrices'; everything else moves by torch's fused AdamW, with bias correction, at its own.
+lr may be a tensor on the device, which a captured step follows.
 polar: jordan divides u by its Frobenius norm alone, as torch does, however small it is; torch does
 not divide by less than 1e-7. A step never waits for the device, and counts AdamW's steps there, so
 that a captured one goes on counting. A non-finite gradient goes into the state: whoever steps looks
@@ -39,7 +40,7 @@ from trainer.optim.batches import polar_factors
 from trainer.optim.clipping import FoldsClip
 from trainer.optim.groups import split_parameters
 from trainer.optim.params import MuonTorchParams, NorMuonParams
-from trainer.optim.scaling import decay_weights
+from trainer.optim.scaling import add_scaled, decay_weights
 
 ADAMW_RMS = 0.2
 """Root mean square of an AdamW update, roughly (arXiv 2502.16982)."""
@@ -93,7 +94,7 @@ class Muon(FoldsClip):
         factors = polar_factors(momenta, group["polar"], group["ns_steps"], False, self._choice)
         updates = self._updates(group, weights, factors)
         decay_weights(weights, group["lr"], group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        add_scaled(weights, updates, -group["lr"])
 
     def _updates(
         self, group: dict[str, Any], weights: list[Tensor], factors: list[Tensor]
@@ -113,7 +114,7 @@ class Muon(FoldsClip):
         for weight in weights:
             if "step" not in self.state[weight]:
                 self.state[weight]["step"] = torch.zeros((), device=weight.device)
-        beta1, beta2 = group["betas"]
+        (beta1, beta2), lr = group["betas"], group["lr"]
         adamw(
             weights,
             clipped(gradients, clip_factor),
@@ -125,7 +126,8 @@ class Muon(FoldsClip):
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
+            # On CUDA torch's kernel reads a tensor as fp32.
+            lr=lr.float() if isinstance(lr, Tensor) and lr.is_cuda else lr,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,

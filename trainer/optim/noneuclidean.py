@@ -27,8 +27,9 @@ a truncated step have one mu.
 nuc_approx replaces <m, polar(m)> in d by the Frobenius norm, or by its value at the step before.
 A dual and its direction share one polar factor. A weight without gradient is left out of the
 step's norms and model; c is kept by weight for that reason. The loss is the mean over micro-batches
-and ranks, g the clipped gradient. A step never waits for the device. A non-finite gradient or loss
-goes into weights and state: whoever steps looks first.
+and ranks, g the clipped gradient. A step never waits for the device; a captured one follows lr
+where that is a tensor there. A non-finite gradient or loss goes into weights and state: whoever
+steps looks first.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from trainer.optim.clipping import FoldsClip
 from trainer.optim.groups import split_parameters
 from trainer.optim.norms import ProductNorm, over, product_norm
 from trainer.optim.params import MuonMomoParams, MuonParams, ScionParams
+from trainer.optim.scaling import Number, add_scaled, decay_weights
 from trainer.optim.truncation import closure_loss, inner_products, truncated_step
 
 _SHARED = "model"
@@ -342,15 +344,9 @@ def _move(part: _Part, factor: Tensor | float) -> None:
     if part.swept is not None:
         part.swept.move(cast("Tensor", factor))
         return
-    lr, decay = part.group["lr"], part.group["weight_decay"]
-    if decay:
-        torch._foreach_mul_(part.weights, 1 - lr * decay)
-    if isinstance(factor, float):
-        torch._foreach_add_(part.weights, part.directions, alpha=-lr * factor)
-        return
-    by_weight = list(factor.unbind()) if factor.ndim else factor
-    moves = torch._foreach_mul(part.directions, by_weight)
-    torch._foreach_add_(part.weights, moves, alpha=-lr)
+    lr: Number = part.group["lr"]
+    decay_weights(part.weights, lr, part.group["weight_decay"])
+    add_scaled(part.weights, part.directions, -lr * factor)
 
 
 def build_spectral(model: nn.Module, params: ScionParams) -> SpectralDescent:

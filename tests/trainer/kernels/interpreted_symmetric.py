@@ -12,8 +12,15 @@ import torch
 import triton
 import triton.language as tl
 
+from trainer.kernels.gram import gram_by_parts
 from trainer.kernels.symmetric import symmetric_product
-from trainer.kernels.symmetric_triton import Tiling, _tile, symmetric_product_triton, tiling_of
+from trainer.kernels.symmetric_triton import (
+    Tiling,
+    _tile,
+    gram_parts_triton,
+    symmetric_product_triton,
+    tiling_of,
+)
 from trainer.optim import batches
 from trainer.optim.polar import coefficients
 
@@ -127,6 +134,26 @@ def test_the_public_call_uses_the_kernel_with_its_own_tiling(dtype: torch.dtype)
     twin = symmetric_product(x.float(), alpha=0.5, diagonal=1.0, backend="torch")
     ours = symmetric_product(x, alpha=0.5, diagonal=1.0, backend="triton")
     torch.testing.assert_close(ours.float(), twin, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("rows", "part"), [(64, 64), (64, 16), (70, 32), (70, 23), (5, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_parts_of_the_rows_add_up_to_the_whole_sum(
+    rows: int, part: int, dtype: torch.dtype
+) -> None:
+    x = random(rows, 2 * 37, dtype=dtype)[:, ::2]
+    parts = torch.full((-(-rows // part), 37, 37), float("nan"))
+    gram_parts_triton(x, parts, part, SMALL)
+    for found, own in zip(parts, x.split(part), strict=True):
+        wanted = exact(own.T[None])[0]
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(64, 1), (200, 3), (129, 2), (65, 9), (1, 4)])
+def test_x_transposed_x_by_parts_agrees_with_fp64(rows: int, parts: int) -> None:
+    x = random(rows, 33, dtype=torch.float16)
+    ours = gram_by_parts(x, parts)
+    torch.testing.assert_close(ours.double(), exact(x.T[None])[0], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (70, 20)])

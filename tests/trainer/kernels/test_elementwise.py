@@ -63,10 +63,12 @@ def test_adamw_on_tensors_of_no_optimizer(dtype: torch.dtype, adamw_oracle: Any)
         torch.testing.assert_close(weight.double(), oracle.weight, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("step", [1, 7, math.inf])
+@pytest.mark.parametrize("step", [1, 7, math.inf, torch.tensor([3.0, 9.0])], ids=str)
 @pytest.mark.parametrize("way", ["alike", "transposed gradients", "gaps"])
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_torchs_fused_step_agrees_with_the_twin(step: float, way: str, clip: float | None) -> None:
+def test_torchs_fused_step_agrees_with_the_twin(
+    step: float | torch.Tensor, way: str, clip: float | None
+) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -78,7 +80,10 @@ def test_torchs_fused_step_agrees_with_the_twin(step: float, way: str, clip: flo
         slots[0] = slots[0]._replace(gradient=slots[0].gradient.T.contiguous().T)
     elif way == "gaps":
         slots[0] = slots[0]._replace(weight=torch.cat((slots[0].weight, drawn(30, 3)), 1)[:, :40])
-    scalars = AdamWScalars(0.03, 0.9, 0.99, 1e-8, 0.1, step)
+    in_tensors = isinstance(step, torch.Tensor)
+    step = step.double() if in_tensors else step
+    lr = torch.tensor(0.03, dtype=torch.float64) if in_tensors else 0.03
+    scalars = AdamWScalars(lr, 0.9, 0.99, 1e-8, 0.1, step)
     factor = None if clip is None else torch.tensor(clip, dtype=torch.float64)
     before = [slot.gradient.clone() for slot in slots]
     adamw_step(slots, scalars, "torch", factor)
@@ -86,6 +91,16 @@ def test_torchs_fused_step_agrees_with_the_twin(step: float, way: str, clip: flo
     for slot, twin, gradient in zip(slots, twins, before, strict=True):
         torch.testing.assert_close(tuple(slot), tuple(twin), rtol=1e-12, atol=1e-12)
         assert torch.equal(slot.gradient, gradient)
+
+
+def test_each_weight_has_its_own_count_beside_an_empty_one() -> None:
+    sizes, counts = (3, 0, 5), torch.tensor([2.0, 50.0, 9.0], dtype=torch.float64)
+    slots = [Slot(*(torch.full((size,), x) for x in (1.0, 0.2, 0.3, 0.4))) for size in sizes]
+    twins = [Slot(*(tensor.clone() for tensor in slot)) for slot in slots]
+    adamw_step(slots, AdamWScalars(0.03, 0.9, 0.99, 1e-8, 0.1, counts), "torch")
+    for slot, twin, count in zip(slots, twins, counts.tolist(), strict=True):
+        adamw_step([twin], AdamWScalars(0.03, 0.9, 0.99, 1e-8, 0.1, count), "torch")
+        torch.testing.assert_close(tuple(slot), tuple(twin), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "nadamw"])

@@ -24,6 +24,10 @@ def trained(model: nn.Module, backend: str) -> nn.Module:
         model(x).square().mean().backward()
         if step == 1:
             optimizer._clip_factor = torch.tensor(0.5)
+        if step == 2 and backend == "triton":
+            # From here on the device counts.
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"])
         optimizer.step()
     return model
 

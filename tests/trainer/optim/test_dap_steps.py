@@ -65,6 +65,7 @@ class Beside:
             name: p.detach().double().numpy().copy() for name, p in model.named_parameters()
         }
         self.seen: dict[str, list[Any]] = {}
+        self.rate_in_tensor = False
         self.follow(model)
 
     def follow(self, model: Gated) -> None:
@@ -90,7 +91,7 @@ class Beside:
                 x.to(self.model.key.weight.dtype), frozenset(out), parted
             ).square().mean().backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = torch.tensor(lr, dtype=torch.float64) if self.rate_in_tensor else lr
         gradients = {
             name: p.grad.double().numpy().copy()
             for name, p in self.model.named_parameters()
@@ -161,6 +162,18 @@ def test_random_steps_follow_the_formulas_through_a_resumption(
     beside.compare(rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_counting_on_the_device_goes_on_where_the_host_counted(
+    oracle: ModuleType, seed: int
+) -> None:
+    draw = random.Random(seed)
+    beside = Beside(model_of(draw), optimizer_params(drawn(draw), ""), oracle)
+    for step in range(5):
+        beside.rate_in_tensor = step in {2, 3}  # the last step's rate is a number again
+        beside.step(draw, 0.02 / (step + 1))
+    beside.compare(rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_steps_in_fp32_follow_the_formulas(oracle: ModuleType, seed: int) -> None:
     draw = random.Random(seed)
@@ -222,6 +235,26 @@ def test_a_checkpoint_with_an_average_for_every_weight_continues_to_the_bit() ->
     train(twin, resumed, range(3, 6))
     for ours, expected in zip(twin.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_steps_that_an_older_checkpoint_counted_as_numbers_are_counted_on() -> None:
+    model = Gated(6, 9, 2)
+    params = optimizer_params(BASE, "")
+    optimizer = build_optimizer(model, params)
+    train(model, optimizer, range(2))
+    twin = copy.deepcopy(model)
+    for layer in LAYERS:
+        getattr(twin, layer)._forward_pre_hooks.clear()
+    older = copy.deepcopy(optimizer.state_dict())
+    for state in older["state"].values():
+        state["step"] = int(state["step"])
+    resumed = build_optimizer(twin, params)
+    resumed.load_state_dict(older)
+    train(model, optimizer, range(2, 4))
+    train(twin, resumed, range(2, 4))
+    for ours, expected in zip(twin.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+        assert resumed.state[ours]["step"] == 4
 
 
 def test_a_half_precision_models_average_is_resumed_in_full() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.kernels import gram as kernel
 from trainer.optim.gram import gram, symmetric
 
 PANEL = 128
@@ -48,3 +49,8 @@ def test_autocast_does_not_reach_it() -> None:
 def test_two_sums_of_the_same_rows_are_equal_to_the_bit(size: int) -> None:
     x = inputs(200, size).float()
     assert torch.equal(gram(x), gram(x.clone()))
+
+
+def test_a_cpu_leaves_nothing_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_PARTS", {4096: 4})
+    assert kernel.parts_of(torch.zeros(1 << 14, 8, dtype=torch.bfloat16)) == 0
