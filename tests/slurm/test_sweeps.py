@@ -80,8 +80,8 @@ def test_a_cancelled_element_checkpoints_and_only_it_is_launched_again(login, to
     runs = wait_until(login, lambda runs: all((run.get("step") or 0) > 3 for run in runs))
     login.env["TOY_STEP_S"] = "0.01"
     subprocess.run(["scancel", runs[0]["job"]], env=login.environment(), check=True)
-    runs = wait_until(login, lambda runs: runs[0]["state"] == "preempted")
-    assert runs[0]["reason"].startswith("stopped by SIGTERM after a checkpoint at step ")
+    runs = wait_until(login, lambda runs: runs[0]["state"] == "cancelled")
+    assert "; stopped by SIGTERM after a checkpoint at step " in runs[0]["reason"]
     again = login(*command)
     assert "1 to submit, 1 of them again" in again.stderr
     assert {run["state"] for run in wait_until(login, ended)} == {"completed"}

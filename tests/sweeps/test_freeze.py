@@ -12,10 +12,13 @@ from sweeps.records.freeze import freeze, import_from, present_hash, verify
 
 
 @pytest.fixture(autouse=True)
-def path(monkeypatch):
+def path():
     """Python's path without the directories that the tests themselves are imported from."""
-    installed = [entry for entry in sys.path if entry and tasks.is_installed(Path(entry).resolve())]
-    monkeypatch.setattr(sys, "path", installed)
+    # Not by monkeypatch: its syspath_prepend would restore this one's path at the end.
+    before = list(sys.path)
+    sys.path[:] = [e for e in before if e and tasks.is_installed(Path(e).resolve())]
+    yield
+    sys.path = before
 
 
 def copied(home, name):
