@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,6 +14,35 @@ from typing import Any
 import torch
 
 Call = Callable[[], object]
+
+AGAIN = 5.0
+"""Seconds from one alarm to the next, should the first be lost where nothing can be raised."""
+
+
+class OutOfTime(BaseException):
+    """A measurement takes longer than it may; no Exception, such that torch catches none."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise :class:`OutOfTime` in what runs within, after so long; main thread only."""
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, 0.0)
+    seconds = max(min(seconds, outer or seconds), 1e-3)
+    began = time.perf_counter()
+
+    def end(*_: object) -> None:
+        raise OutOfTime(f"takes longer than the {seconds:.3g} s that there are for it")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        if outer:
+            rest = max(outer - (time.perf_counter() - began), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, rest, AGAIN)
 
 
 @dataclass(frozen=True)
@@ -53,15 +84,25 @@ class Clock(ABC):
     def seconds(self, side: Side) -> float:
         """Return what one call takes, with all the work that it leaves on the device."""
 
-    def in_turns(self, ours: Side, theirs: Side | None, limit: float) -> Timing:
-        """Time the sides A B A B … for about ``limit`` seconds, after a turn that is not kept."""
+    def in_turns(
+        self, ours: Side, theirs: Side | None, limit: float, least: int | None = None
+    ) -> Timing:
+        """Time the sides A B A B … for about ``limit`` seconds, after a turn that is not kept.
+
+        Args:
+            ours: goes first in each turn.
+            theirs: None times ours alone.
+            limit: once it has passed, there are no more than ``least`` turns.
+            least: by default :attr:`least_pairs`.
+        """
+        least = self.least_pairs if least is None else least
         sides = [side for side in (ours, theirs) if side is not None]
         for side in sides:
             self.seconds(side)
         taken: list[list[float]] = [[] for _ in sides]
         began = time.perf_counter()
         while len(taken[0]) < self.most_pairs:
-            if len(taken[0]) >= self.least_pairs and time.perf_counter() - began > limit:
+            if len(taken[0]) >= least and time.perf_counter() - began > limit:
                 break
             for side, times in zip(sides, taken, strict=True):
                 times.append(self.seconds(side))
@@ -71,11 +112,11 @@ class Clock(ABC):
 class ProcessorClock(Clock):
     """For calls that are done when they return; each finds the caches full of other things."""
 
-    least_pairs, most_pairs = 3, 15
+    least_pairs, most_pairs = 5, 15
 
-    def __init__(self) -> None:
-        """Take 256 MiB, about the largest last-level cache."""
-        self._filler = torch.empty(2**26)
+    def __init__(self, filler: int = 2**26) -> None:
+        """Take so many numbers; by default 256 MiB, about the largest last-level cache."""
+        self._filler = torch.empty(filler)
 
     def seconds(self, side: Side) -> float:
         """Wall time."""
@@ -118,9 +159,11 @@ class CudaClock(Clock):
         return float(start.elapsed_time(end)) / 1e3
 
 
-def clock_of(device: torch.device) -> Clock:
-    """Return the clock of a device."""
-    return CudaClock(device) if device.type == "cuda" else ProcessorClock()
+def clock_of(device: torch.device, *, quick: bool = False) -> Clock:
+    """Return the clock of a device; the quick one of a processor empties 64 MiB of cache."""
+    if device.type == "cuda":
+        return CudaClock(device)
+    return ProcessorClock(2**24) if quick else ProcessorClock()
 
 
 def host_seconds(side: Side, device: torch.device) -> float:

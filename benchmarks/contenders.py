@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from clock import Side
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer import GPTConfig
 from trainer.model import GPT
-from trainer.optim import build_optimizer, optimizer_params
+from trainer.optim import build_optimizer, inverse, optimizer_params
 from trainer.optim.groups import split_parameters
 
 LR, WEIGHT_DECAY, CLIP = 1e-6, 0.1, 1.0
@@ -27,8 +28,14 @@ LR, WEIGHT_DECAY, CLIP = 1e-6, 0.1, 1.0
 BETAS, EPS, MOMENTUM, MUON_MOMENTUM = (0.95, 0.95), 1e-8, 0.9, 0.95
 """The registry's defaults, for the other side."""
 
-BATCH, CONTEXT = 4, 64
-"""Of the inputs that are sent through the blocks for optimizers that look at them."""
+CONTEXT = 64
+"""Tokens of a sequence of the inputs that are sent through the blocks."""
+
+ROWS_PER_SIDE = 2
+"""Least rows of those inputs over a matrix's longer side: fewer make second moments singular."""
+
+CHEBYSHEV_STEPS = 20
+"""More than that iteration takes at the default rcond, however soon the power method stops."""
 
 _JORDAN = (3.4445, -4.7750, 2.0315)
 
@@ -57,6 +64,12 @@ class Shapes:
         kind = "-matrices" if self.blocks_only else ""
         return f"{self.size}{kind}-{self.config.n_layer}"
 
+    @property
+    def sequences(self) -> int:
+        """How many sequences go through the blocks at once, as inputs to look at."""
+        longest = max(3 * self.config.n_embd, self.config.ffn_width)
+        return -(-ROWS_PER_SIDE * longest // CONTEXT)
+
     def model(self, device: torch.device) -> nn.Module:
         """Draw weights and gradients."""
         torch.manual_seed(0)
@@ -77,7 +90,9 @@ class Contender:
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     step: Callable[[], object] = lambda: None
     before: Callable[[], object] | None = None
-    """What a step needs beside gradients; not timed."""
+    """What a step needs beside gradients; not timed with it."""
+    model: nn.Module | None = None
+    """Whose inputs are looked at; None where they are not."""
 
     def side(self, *, clip: bool = False) -> Side:
         """Return what is timed: the step, with ``clip`` after the gradients' norm is limited."""
@@ -99,6 +114,19 @@ class Contender:
         states = (tensor for o in self.optimizers for tensor in _tensors(o.state_dict()["state"]))
         return sum(tensor.nbytes for tensor in states) / self.count
 
+    def passes(self) -> tuple[Side, Side] | None:
+        """Return a forward pass without inputs gathered, and one with; None if none are."""
+        model, forward = self.model, self.before
+        if model is None or forward is None:
+            return None
+
+        def forget(training: bool) -> None:
+            for optimizer in self.optimizers:
+                optimizer.forget_inputs()  # type: ignore[attr-defined]
+            model.train(training)
+
+        return Side(forward, lambda: forget(False)), Side(forward, lambda: forget(True))
+
     def _clip_and_step(self) -> None:
         for optimizer in self.optimizers:
             if hasattr(optimizer, "clip_grad_norm"):
@@ -118,32 +146,43 @@ def ours(name: str, shapes: Shapes, device: torch.device, **values: object) -> C
     loss = torch.tensor(3.0, device=device)
     step: Callable[..., object] = optimizer.step
     return Contender(
-        label, list(model.parameters()), [optimizer], lambda: step(lambda: loss), before
+        label,
+        list(model.parameters()),
+        [optimizer],
+        lambda: step(lambda: loss),
+        before,
+        None if before is None else model,
     )
 
 
 Builder = Callable[[], Contender]
 
 
-def peers(name: str, shapes: Shapes, device: torch.device, *, compiled: bool) -> list[Builder]:
-    """Return the public alternatives to an optimizer of the registry; none for most."""
+def peers(name: str, shapes: Shapes, device: torch.device) -> list[Builder]:
+    """Return the alternatives to an optimizer of the registry that compile nothing; often none."""
     if name.startswith("dap"):
         iterations: tuple[bool, ...] = (False,) if name.endswith("accel") else (True, False)
         return [_iterated(shapes, device, accelerated=how) for how in iterations]
     if name in {"muon", "muon-torch"}:
         if device.type == "cpu":
             return [lambda: per_matrix(shapes, device)]
-        kinds = ("eager", "compiled") if compiled else ("eager",)
-        return [_muon(shapes, device, kind) for kind in kinds]
+        return [_muon(shapes, device)]
     if name not in _PUBLIC:
         return []
     cls, keys, has_fused = _PUBLIC[name]
     forms: list[tuple[str, dict[str, bool]]] = [("foreach", {"foreach": True})]
     if has_fused:
         forms.append(("fused", {"fused": True}))
-    if compiled:
-        forms.append(("compiled", {"foreach": True}))
     return [_torch(cls, {**keys, **form}, kind, shapes, device) for kind, form in forms]
+
+
+def compiled_adamw(shapes: Shapes, device: torch.device) -> Contender:
+    """``torch.optim.AdamW`` with its foreach step under torch.compile; the first step compiles.
+
+    On CUDA capturable: else the counts are numbers of the host, and each step compiles anew.
+    """
+    forms = {"foreach": True, "capturable": device.type == "cuda"}
+    return _torch(torch.optim.AdamW, {**_ADAM, **forms}, "compiled", shapes, device)()
 
 
 _ADAM = {"betas": BETAS, "eps": EPS}
@@ -161,7 +200,7 @@ _PUBLIC: dict[str, tuple[Any, dict[str, object], bool]] = {
 
 def torch_muon(shapes: Shapes, device: torch.device) -> Contender:
     """``torch.optim.Muon`` as shipped on the matrices, fused AdamW on the rest."""
-    return _muon(shapes, device, "eager")()
+    return _muon(shapes, device)()
 
 
 def per_matrix(shapes: Shapes, device: torch.device) -> Contender:
@@ -200,10 +239,53 @@ def step_flops(name: str, shapes: Shapes, device: torch.device) -> float:
 
 
 def _iterated(shapes: Shapes, device: torch.device, *, accelerated: bool) -> Builder:
-    return lambda: ours("dap-ns-nadam", shapes, device, accelerated=accelerated)
+    """DAP by an iteration of ours: no public package has it.
+
+    On CUDA an iteration makes all its steps, since looking would wait for the device. It is allowed
+    no more of them than its stopping rule takes for these inputs, which is counted before.
+    """
+
+    def build() -> Contender:
+        contender = ours("dap-ns-nadam", shapes, device, accelerated=accelerated)
+        kind = "Chebyshev" if accelerated else "Newton"
+        if device.type == "cuda":
+            power, iterations = _steps_until_stopped(contender)
+            steps = max(power, CHEBYSHEV_STEPS) if accelerated else iterations
+            more = {"accelerated": accelerated, "ns_pinv_steps": steps}
+            contender = ours("dap-ns-nadam", shapes, device, **more)
+            kind = kind if accelerated else f"{kind}, {steps} steps"
+        contender.label = f"own {kind}"
+        return contender
+
+    return build
 
 
-def _muon(shapes: Shapes, device: torch.device, kind: str) -> Builder:
+def _steps_until_stopped(contender: Contender) -> tuple[int, int]:
+    """Return the most steps of the power method and of Newton's iteration, by their own rules."""
+    runs: list[int] = []
+    power = inverse.largest_eigenvalue
+
+    def largest_eigenvalue(c: Tensor, steps: int) -> Tensor:
+        runs.append(0)
+        found = power(c, steps)
+        runs.append(0)  # the iteration that follows
+        return found
+
+    def all_stopped(moving: Tensor) -> bool:
+        runs[-1] += 1
+        return not bool(moving.any())
+
+    with (
+        mock.patch.object(inverse, "largest_eigenvalue", largest_eigenvalue),
+        mock.patch.object(inverse, "_all_stopped", all_stopped),
+    ):
+        if contender.before is not None:
+            contender.before()
+        contender.step()
+    return max(runs[::2]), max(runs[1::2])
+
+
+def _muon(shapes: Shapes, device: torch.device) -> Builder:
     def build() -> Contender:
         model = shapes.model(device)
         split = split_parameters(model)
@@ -211,13 +293,13 @@ def _muon(shapes: Shapes, device: torch.device, kind: str) -> Builder:
             split.matrices.values(), lr=LR, weight_decay=WEIGHT_DECAY, momentum=MUON_MOMENTUM
         )
         rest = _adamw(list(split.rest.values()))
-        first = _compiled(muon) if kind == "compiled" else muon.step
+        first: Callable[[], object] = muon.step
 
         def step() -> None:
             first()
             rest.step()
 
-        return Contender(f"torch Muon {kind}", list(model.parameters()), [muon, rest], step)
+        return Contender("torch Muon eager", list(model.parameters()), [muon, rest], step)
 
     return build
 
@@ -255,7 +337,7 @@ def _polar(momentum: Tensor) -> Tensor:
     x = x / (torch.linalg.vector_norm(x) + 1e-7)
     for _ in range(5):
         square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x if wide else x.T
 
 
@@ -270,9 +352,9 @@ def _passes(model: nn.Module, shapes: Shapes, device: torch.device) -> Callable[
     width = shapes.config.n_embd
 
     def forward() -> None:
-        x = torch.randn(BATCH, CONTEXT, width, generator=generator, device=device)
+        x = torch.randn(shapes.sequences, CONTEXT, width, generator=generator, device=device)
         for block in blocks:
-            x = block(x)
+            x = block(x.detach())  # nothing goes backward: let go of what that would need
 
     return forward
 

@@ -77,24 +77,32 @@ class Report:
 
         Args:
             table: stands before the figures' own, of which then only those with a budget appear.
-            out: a text file to write both tables to; the JSON goes beside it, as ``.json``.
+            out: as for :meth:`write`.
         """
-        ok = all(figure.is_within for figure in self.figures)
-        record = {
+        record = self._record()
+        sys.stdout.write(f"{self._text(table)}\n{json.dumps(record)}\n")
+        if out is not None:
+            self.write(table, out)
+        return 0 if record["ok"] else 1
+
+    def write(self, table: str, out: Path) -> None:
+        """Write both tables to a text file, and the JSON beside it, as ``.json``."""
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(self._text(table) + "\n", encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps(self._record(), indent=1) + "\n")
+
+    def _record(self) -> dict[str, object]:
+        return {
             "benchmark": self.benchmark,
             "machine": machine() | self.device,
             "figures": {f.name: f.value if isfinite(f.value) else None for f in self.figures},
             "budgets": {f.name: [f.least, f.most] for f in self.figures if f.budget},
-            "ok": ok,
+            "ok": all(figure.is_within for figure in self.figures),
         }
+
+    def _text(self, table: str) -> str:
         listed = [figure for figure in self.figures if figure.budget or not table]
-        text = "\n\n".join(part for part in (table, _table(self.benchmark, listed)) if part)
-        sys.stdout.write(f"{text}\n{json.dumps(record)}\n")
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(text + "\n", encoding="utf-8")
-            out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-        return 0 if ok else 1
+        return "\n\n".join(part for part in (table, _table(self.benchmark, listed)) if part)
 
 
 def _table(title: str, figures: list[Figure]) -> str:

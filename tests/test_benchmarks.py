@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -31,7 +32,7 @@ def _one_thread():
 def bench(monkeypatch) -> SimpleNamespace:
     """The scripts' modules; they are no package."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("clock", "contenders", "optimizers", "report")
+    names = ("clock", "contenders", "optimizers", "report", "rows")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -55,7 +56,7 @@ def quick_clock(clock: ModuleType):
 def rows(bench):
     """Return what is measured of an optimizer on a small model, as on a device of known rates."""
     device = bench.optimizers.Device(CPU, quick_clock(bench.clock), 1e9, 1e9, 1.0)
-    measuring = bench.optimizers.Bench(device, 0.0, compiled=False)
+    measuring = bench.optimizers.Bench(device, 0.0)
 
     def rows(name: str):
         return list(measuring.rows(name, bench.contenders.Shapes("nano", SMALL)))
@@ -67,7 +68,7 @@ def rows(bench):
 def test_every_optimizer_of_the_registry_is_measured(name, rows, bench):
     first, *clipped = rows.of(name)
     assert first.timing.seconds > 0
-    assert bool(first.peer) == bool(bench.contenders.peers(name, first.shapes, CPU, compiled=False))
+    assert bool(first.peer) == bool(bench.contenders.peers(name, first.shapes, CPU))
     assert len(first.cells(rows.device)) == len(first.HEADER)
     assert [row.name for row in clipped] in ([], [f"{name}+clip"])
 
@@ -108,6 +109,13 @@ def test_sides_take_turns_and_the_first_turn_is_not_kept(bench):
     assert len(timing.ours) == len(timing.theirs) == len(timing.ratios) == 2
 
 
+def test_there_are_as_many_turns_as_asked_for_however_long_they_take(bench):
+    side = bench.clock.Side(lambda: None)
+    clock = quick_clock(bench.clock)
+    type(clock).most_pairs = 9
+    assert len(clock.in_turns(side, side, 0.0, 5).ours) == 5
+
+
 def test_a_report_ends_in_a_line_of_json_and_fails_outside_its_budget(bench, capsys, tmp_path):
     report = bench.report.Report("b", device={"device": "d"})
     report.add("quick.ratio", 0.9, "turns", least=1.0)
@@ -132,7 +140,8 @@ def test_a_report_ends_in_a_line_of_json_and_fails_outside_its_budget(bench, cap
         ("cuda", "muon", "gpt-medium", 24, 1.3),
         ("cuda", "muon", "gpt-small", 2, None),
         ("cuda", "dap-ns-nadam", "gpt-small", 12, 5.0),
-        ("cpu", "adamw", "gpt-tiny", 2, 0.95),
+        ("cpu", "adamw", "gpt-tiny", 2, None),
+        ("cpu", "adamw+clip", "gpt-tiny", 2, 1.0),
         ("cpu", "lion", "gpt-tiny", 2, None),
     ],
 )
@@ -142,3 +151,110 @@ def test_budgets_hold_where_they_are_meant_to(bench, device, name, size, blocks,
     shapes = bench.contenders.Shapes.of(size, SIZES[size], blocks)
     where = SimpleNamespace(is_cuda=device == "cuda")
     assert bench.optimizers.least_ratio(name, shapes, where) == least
+
+
+def test_muon_as_shipped_has_a_budget_only_where_bf16_is_slow(bench):
+    shapes, name = bench.contenders.Shapes("nano", SMALL), bench.optimizers.SHIPPED
+    for bf16, least in ((0.01, 50.0), (1.0, None)):
+        where = SimpleNamespace(is_cuda=False, bf16=bf16)
+        assert bench.optimizers.least_ratio(name, shapes, where) == least
+
+
+def test_torch_s_own_step_is_called_that_and_its_clipped_form_is_beside_clip_grad_norm(rows):
+    first, clipped = rows.of("adamw")
+    assert first.peer.endswith("(torch's own step)")
+    assert clipped.peer.endswith("clip_grad_norm_")
+
+
+def test_dap_has_the_cost_of_its_inputs_on_both_sides(rows):
+    row, *_ = rows.of("dap-ns-nadam")
+    assert row.peer.startswith("own ")
+    assert row.inputs_s >= 0
+    assert replace(row, inputs_s=0.0).ratio_with_inputs == pytest.approx(row.ratio)
+    timing = replace(row.timing, ours=[1.0, 1.0], theirs=[3.0, 5.0])
+    assert replace(row, timing=timing, inputs_s=1.0).ratio_with_inputs == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("size", ["nano", "gpt-tiny", "gpt-small", "gpt-medium"])
+def test_there_are_twice_as_many_inputs_as_the_longest_side_of_a_matrix(size, bench):
+    from trainer.presets import SIZES
+
+    shapes = bench.contenders.Shapes(size, SIZES[size])
+    longest = max(3 * SIZES[size].n_embd, SIZES[size].ffn_width)
+    assert shapes.sequences * bench.contenders.CONTEXT >= 2 * longest
+
+
+def test_newton_s_steps_are_counted_until_its_own_rule_ends_it(bench):
+    from trainer.optim import inverse
+
+    shapes = bench.contenders.Shapes("nano", SMALL)
+    contender = bench.contenders.ours("dap-ns-nadam", shapes, CPU, accelerated=False)
+    power, newton = bench.contenders._steps_until_stopped(contender)
+    assert 1 <= power <= 50
+    assert 5 < newton < 50
+    assert inverse.largest_eigenvalue.__module__ == inverse.__name__
+
+
+def test_a_limit_ends_what_takes_longer_and_an_inner_one_leaves_the_outer(bench):
+    clock = bench.clock
+
+    def nested():
+        with clock.limited(0.2):
+            try:
+                with clock.limited(0.02):
+                    time.sleep(5)
+            except clock.OutOfTime:
+                inner.append("ended")
+            time.sleep(5)
+
+    inner: list[str] = []
+    with pytest.raises(clock.OutOfTime, match=r"0\.2 s"):
+        nested()
+    assert inner == ["ended"]
+    with clock.limited(0.05):
+        pass
+    time.sleep(0.1)
+
+
+def test_what_does_not_fit_into_the_time_is_listed_beside_what_does(
+    bench, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setitem(bench.optimizers.SIZES, "nano", SMALL)
+    device = bench.optimizers.Device(CPU, quick_clock(bench.clock), 1e9, 1e9, 1.0)
+    monkeypatch.setattr(bench.optimizers.Device, "measure", lambda *_, **__: device)
+    monkeypatch.setattr(type(device.clock), "most_pairs", 6)
+    shipped = bench.optimizers.Bench.muon_as_shipped
+
+    def slow(self, shapes):
+        time.sleep(60)
+        yield from shipped(self, shapes)
+
+    monkeypatch.setattr(bench.optimizers.Bench, "muon_as_shipped", slow)
+    out = tmp_path / "r.txt"
+    arguments = ["--sizes", "nano", "--optimizers", "muon", "lion", "--device", "cpu"]
+    bench.optimizers.main([*arguments, "--seconds", "2", "--out", str(out)])
+    text = out.read_text()
+    turns = [line.split() for line in text.splitlines() if line.startswith("nano,")]
+    assert len(turns) == 3
+    assert (
+        "not measured: gpt-tiny matrices, 1 block: muon, torch's as shipped: takes longer" in text
+    )
+    figures = json.loads(out.with_suffix(".json").read_text())["figures"]
+    assert figures["gpt-tiny-matrices-1.muon, torch's as shipped.ratio"] is None
+    assert figures["nano-2.lion.ms"] > 0
+    capsys.readouterr()
+
+
+def test_what_fails_is_listed_and_fails_the_run(bench):
+    def broken(_):
+        raise ValueError("no such thing")
+        yield
+
+    shapes = bench.contenders.Shapes("nano", SMALL)
+    job = bench.optimizers.Job(shapes, ("lion",), broken)
+    device = bench.optimizers.Device(CPU, quick_clock(bench.clock), 1e9, 1e9, 1.0)
+    (missing,) = bench.optimizers._rows(job, bench.optimizers.Bench(device, 0.0), 5.0)
+    assert str(missing).endswith("lion: ValueError: no such thing")
+    report = bench.report.Report("b")
+    missing.report(report)
+    assert report.end() == 1
