@@ -149,9 +149,10 @@ class Bench:
             return ""
         pairs = zip(contender.optimizers, beside.optimizers, strict=False)
         inherits = all(isinstance(own, type(other)) for own, other in pairs)
-        own = inherits and not self.device.is_cuda and beside.label.startswith("torch")
+        eager = beside.label.startswith("torch") and not beside.label.endswith("compiled")
+        own = inherits and eager and not self.device.is_cuda
         if clip:
-            return f"{beside.label}, clip_grad_norm_"
+            return beside.label if beside.clips_in_step else f"{beside.label}, clip_grad_norm_"
         return f"{beside.label} (torch's own step)" if own else beside.label
 
     def _gathering(self, contender: Contender) -> float:
