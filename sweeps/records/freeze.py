@@ -57,6 +57,9 @@ def freeze(
         for file, source in found.files.items():
             (work / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, work / file, follow_symlinks=False)
+        for name, target in found.links.items():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).symlink_to(target)
         work.chmod(0o755)
         target = folder / tree_hash(work)
         if target.is_dir() and tree_hash(target) != target.name:
@@ -135,7 +138,8 @@ def present_contents(names: Iterable[str], home: Path, root: Path = PROJECT_ROOT
 
 
 def _contents(found: Sources) -> dict[str, str]:
-    return {file: _sha256(source) for file, source in found.files.items()}
+    links = {name: _digest(os.fsencode(target)) for name, target in found.links.items()}
+    return {file: _sha256(source) for file, source in found.files.items()} | links
 
 
 def _sources(names: Iterable[str], root: Path, home: Path) -> Sources:
@@ -146,5 +150,8 @@ def _sources(names: Iterable[str], root: Path, home: Path) -> Sources:
 
 
 def _sha256(path: Path) -> str:
-    content = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
+    return _digest(os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes())
+
+
+def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

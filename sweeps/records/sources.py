@@ -2,7 +2,8 @@
 
 Of a directory on Python's path that is neither the project nor installed, everything that can be
 imported counts, since nobody can tell what a task imports before it does. A link is followed where
-it leaves the tree that is copied: its target would change under the copy.
+it leaves the tree that is copied: its target would change under the copy. Nothing is copied by
+half: what stays where it is, is a link in the copy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
+from itertools import islice
 from pathlib import Path
 
 from rundir import UserError
@@ -32,15 +34,13 @@ that are looked at there: a sweep may be launched from a home directory."""
 
 _NOT_CODE = frozenset({".git", ".venv", "__pycache__", "build", MULTIRUN, OUTPUTS, "store"})
 
+_LARGE = f"over {MAX_FILE_BYTES // 1_000_000} MB"
+
 _SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
 
 
 class _TooLarge(Exception):
     """More than is frozen of a directory."""
-
-    def __init__(self, reason: str, *, has_code: bool = True) -> None:
-        super().__init__(reason)
-        self.has_code = has_code
 
 
 @dataclass
@@ -49,16 +49,20 @@ class Sources:
 
     files: dict[str, Path] = field(default_factory=dict)
     """Where each file lies, by its name in the copy; a link only where the copy keeps it one."""
+    links: dict[str, Path] = field(default_factory=dict)
+    """What stays where it is and is a link in the copy, by its name there."""
     unfrozen: list[str] = field(default_factory=list)
-    """What may be imported and is not among them, and why, a line each."""
+    """What may be imported and is not among the files, and why, a line each."""
 
     def add(
         self, base: Path, files: Iterable[str], prefix: str = "", above: tuple[Path, ...] = ()
     ) -> None:
         """Add files of a tree, and in place of links that leave it what they lead to.
 
+        Large files, and directories, stay where they are.
+
         Args:
-            base: root of the tree.
+            base: root of the tree, absolute.
             files: names below it.
             prefix: of their names in the copy.
             above: the trees whose links led here.
@@ -67,25 +71,73 @@ class Sources:
         inside = {*listed, *(str(parent) for file in listed for parent in Path(file).parents)}
         for file in listed:
             path = base / file
-            if not path.is_symlink() or _stays(base, file, inside):
-                self.files[prefix + file] = path
+            if path.is_symlink():
+                if _stays(base, file, inside):
+                    self.files[prefix + file] = path
+                else:
+                    self._follow(path, prefix + file, above or (base.resolve(),))
+            elif path.is_dir() or _is_large(path):
+                self._leave(path, prefix + file)
             else:
-                self._follow(path, prefix + file, above or (base.resolve(),))
+                self.files[prefix + file] = path
+
+    def _leave(self, path: Path, name: str) -> None:
+        """Add a link to a file or directory, and say so of code."""
+        self.links[name] = path
+        if path.name.endswith(_SUFFIXES):
+            self.unfrozen.append(f"{path} is not frozen: {_LARGE}")
 
     def _follow(self, link: Path, name: str, above: tuple[Path, ...]) -> None:
         """Add what a link leads to if that is code; else, or if it leads nowhere, the link."""
         target = Path(os.path.realpath(link))
-        if target.is_file() and target.stat().st_size <= MAX_FILE_BYTES:
+        if target.is_file() and _is_large(target):
+            self._leave(target, name)
+        elif target.is_file():
             self.files[name] = target
         elif target.is_dir() and not _is_result(target) and not _encloses(target, above):
             try:
                 self.add(target, _small_tree(target), f"{name}/", (*above, target))
             except _TooLarge as error:
-                self.files[name] = link
-                if error.has_code:
+                self._keep(link, name)
+                if _has_code(target):
                     self.unfrozen.append(f"{link}, a link to {target}, is not frozen: {error}")
         else:
-            self.files[name] = link
+            self._keep(link, name)
+
+    def _keep(self, link: Path, name: str) -> None:
+        """Add a link that leads from the copy where it leads from here."""
+        self.links[name] = link.parent / os.readlink(link)
+
+    def add_place(self, place: Path, packages: Collection[str], results: Path, root: Path) -> None:
+        """Add what can be imported from a directory of Python's path, and links to what is beside.
+
+        A package with a large file stays whole where it is: half of it would hide the other half.
+
+        Args:
+            place: the directory.
+            packages: of tasks that lie there.
+            results: directory of the sweeps.
+            root: the project; what it has by the same name is found there first.
+        """
+        prefix = f"{PATH_DIR}/{name_of(place)}/"
+        if packages and _git_files(place):
+            listed = list(_source_files(place, results))
+            if {_module(file) for file in listed}.issuperset(packages):
+                self.add(place, listed, prefix)
+                return
+        try:
+            files, whole = _importable(place, packages, results, root)
+        except _TooLarge as error:
+            files, whole = list(_beside(place, packages, results)), []
+            what = "all that runs may import from it" if packages else "what runs import from it"
+            self.unfrozen.append(f"{place} is on Python's path; {what} is not frozen: {error}")
+        self.unfrozen += whole
+        self.add(place, files, prefix)
+        copied = {file.partition("/")[0] for file in files}
+        for name in os.listdir(place) if files or whole else ():
+            path = place / name
+            if name not in copied and _is_beside(path, results):
+                self.links[prefix + name] = path
 
 
 def sources(names: Iterable[str], root: Path, home: Path) -> Sources:
@@ -100,14 +152,7 @@ def sources(names: Iterable[str], root: Path, home: Path) -> Sources:
     results = _results(home)
     found.add(root, _source_files(root, results))
     for place, packages in _places(names, root).items():
-        files: Iterable[str] = ()
-        try:
-            files = _importable(place, packages, results, root)
-        except _TooLarge as error:
-            files = _beside(place, packages, results)
-            what = "all that runs may import from it" if packages else "what runs import from it"
-            found.unfrozen.append(f"{place} is on Python's path; {what} is not frozen: {error}")
-        found.add(place, files, f"{PATH_DIR}/{name_of(place)}/")
+        found.add_place(place, packages, results, root)
     return found
 
 
@@ -143,6 +188,20 @@ def _encloses(target: Path, above: Iterable[Path]) -> bool:
     return any(target == tree or target in tree.parents for tree in above)
 
 
+def _is_large(path: Path) -> bool:
+    return os.lstat(path).st_size > MAX_FILE_BYTES
+
+
+def _has_code(top: Path) -> bool:
+    return any(file.endswith(_SUFFIXES) for file in islice(walked(top), MAX_ENTRIES))
+
+
+def _is_code(path: Path) -> bool:
+    """Say whether a file is code, or a link leads to a directory of some."""
+    is_link = path.is_symlink() and not _is_result(path.resolve())
+    return path.name.endswith(_SUFFIXES) or (is_link and _has_code(path.resolve()))
+
+
 def _small_tree(top: Path) -> list[str]:
     """Return the files of a directory that a link leads to.
 
@@ -152,13 +211,11 @@ def _small_tree(top: Path) -> list[str]:
     found: list[str] = []
     size = 0
     for name in walked(top, _NOT_CODE | {SWEEP_DIR}):
-        length = os.lstat(top / name).st_size
-        if length <= MAX_FILE_BYTES:
-            found.append(name)
-            size += length
-        reason = _excess(len(found), size)
+        found.append(name)
+        size += os.lstat(top / name).st_size
+        reason = f"{name} is {_LARGE}" if _is_large(top / name) else _excess(len(found), size)
         if reason:
-            raise _TooLarge(reason, has_code=any(file.endswith(_SUFFIXES) for file in found))
+            raise _TooLarge(reason)
     return found
 
 
@@ -182,34 +239,42 @@ def _places(names: Iterable[str], root: Path) -> dict[Path, set[str]]:
     return found
 
 
-def _importable(place: Path, packages: Collection[str], results: Path, root: Path) -> list[str]:
+def _importable(
+    place: Path, packages: Collection[str], results: Path, root: Path
+) -> tuple[list[str], list[str]]:
     """Return the files of a directory that can be imported, with the data of packages.
 
-    Of a task's git tree, what git tracks or would track. What the project has by the same name is
-    found there first.
+    And, a line each, which packages are not among them for a large file, those of tasks aside.
 
     Raises:
         _TooLarge: there is more than is frozen.
     """
-    listed = list(_source_files(place, results)) if packages and _git_files(place) else []
-    first = {file.partition("/")[0].removesuffix(".py") for file in listed}
-    if packages and first.issuperset(packages):
-        return listed
-    files = list(_code_files(place, packages, results))
-    with_code = {file.partition("/")[0] for file in files if file.endswith(_SUFFIXES)}
-    hidden = {f for f in with_code if (root / f / "__init__.py").exists() or (root / f).is_file()}
-    found = [file for file in files if file.partition("/")[0] in with_code - hidden]
-    reason = _excess(len(found), sum(os.lstat(place / file).st_size for file in found))
+    trees: dict[str, list[str]] = {}
+    for file in _code_files(place, packages, results):
+        trees.setdefault(file.partition("/")[0], []).append(file)
+    found: list[str] = []
+    whole: list[str] = []
+    for name, files in trees.items():
+        if _is_hidden(place / name, root) or not any(_is_code(place / file) for file in files):
+            continue
+        large = [file for file in files if _is_large(place / file)]
+        if large and name not in packages:
+            whole.append(f"{place / name} is not frozen: {large[0]} is {_LARGE}")
+        else:
+            found += files
+    small = [size for file in found if (size := os.lstat(place / file).st_size) <= MAX_FILE_BYTES]
+    reason = _excess(len(small), sum(small))
     if reason:
         raise _TooLarge(reason)
-    return found
+    return found, whole
 
 
 def _code_files(place: Path, packages: Collection[str], results: Path) -> Iterator[str]:
     """Yield the files that lie where Python may import from.
 
     A directory with the name of one for results counts as a package of tasks only, or if it says
-    that it is a package.
+    that it is a package. One beside code that Python cannot import from is data: its name is
+    yielded.
 
     Raises:
         _TooLarge: there are too many to look at.
@@ -222,16 +287,31 @@ def _code_files(place: Path, packages: Collection[str], results: Path) -> Iterat
         here = "" if folder == str(place) else f"{os.path.relpath(folder, place)}/"
         is_package = bool(here) and "__init__.py" in files
         wanted = frozenset() if here else frozenset(packages)
-        folders[:] = [
+        entered = [
             name
             for name in folders
             if name in wanted or _may_be_package(Path(folder, name), is_inside=is_package)
             if f"{folder}/{name}" != str(results)
         ]
+        beside = [f for f in folders if f not in entered and _is_beside(Path(folder, f), results)]
+        folders[:] = entered
         links = [name for name in folders if os.path.islink(f"{folder}/{name}")]
-        for name in files + links:
-            if os.lstat(f"{folder}/{name}").st_size <= MAX_FILE_BYTES:
-                yield f"{here}{name}"
+        yield from (f"{here}{name}" for name in files + links + (beside if here else []))
+
+
+def _module(file: str) -> str:
+    return file.partition("/")[0].removesuffix(".py")
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    """Say whether the project has code by the name of a file or directory beside it."""
+    return (root / path.name / "__init__.py").exists() or (root / path.name).is_file()
+
+
+def _is_beside(path: Path, results: Path) -> bool:
+    """Say whether a file or directory that is not copied may be data of code beside it."""
+    is_ours = path == results or path.name in _NOT_CODE or path.name.startswith(".")
+    return not is_ours and not _is_result(path)
 
 
 def _may_be_package(folder: Path, *, is_inside: bool) -> bool:
@@ -269,7 +349,7 @@ def _source_files(root: Path, results: Path) -> Iterator[str]:
             continue
         if inside and file.startswith(inside):
             continue
-        if path.is_symlink() or (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+        if path.is_symlink() or path.is_file():
             yield file
         elif (path / ".git").exists():  # a submodule, or a repository of its own
             inner = _source_files(path, results)

@@ -25,7 +25,8 @@ def copied(home, name):
     """Return the names of all files and links in a copy."""
     frozen = home / "code" / name
     verify(frozen)
-    return {str(p.relative_to(frozen)) for p in frozen.rglob("*") if not p.is_dir()}
+    found = frozen.rglob("*")
+    return {str(p.relative_to(frozen)) for p in found if p.is_symlink() or not p.is_dir()}
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_task_outside_the_project_is_frozen_with_what_lies_beside_it(
     frozen = home / "code" / freeze(home, project, ["my_package.task.run", "tracked.run"])
     copy = frozen / ".path" / sources.name_of(place)
     assert sorted(p.name for p in copy.rglob("*.py")) == ["beside_it.py", "task.py"]
-    assert not list(frozen.rglob("data.csv"))
+    assert [path.name for path in copy.iterdir() if path.is_symlink()] == ["data.csv"]
     verify(frozen)
     (copy / "beside_it.py").write_text("x = 2\n")
     with pytest.raises(OptsweepError, match="has changed since submission"):
@@ -203,13 +204,16 @@ def test_promise_05_what_can_be_imported_from_elsewhere_on_the_path_is_frozen(
     os.symlink(project / "ignored.py", place / "linked.py")
     monkeypatch.syspath_prepend(place)
     prefix = f".path/{sources.name_of(place)}/"
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
     found = {
         file.removeprefix(prefix)
-        for file in copied(tmp_path / "home", freeze(tmp_path / "home", project))
+        for file in copied(tmp_path / "home", frozen.name)
         if file.startswith(prefix)
     }
     packaged = {"package/__init__.py", "package/some-data/x.json", "namespace/inner/x.py"}
-    assert found == {"other.py", "linked.py", "store/__init__.py", *packaged}
+    beside = {"notes.txt", "data", "tracked.py"}
+    assert found == {"other.py", "linked.py", "store/__init__.py", *packaged, *beside}
+    assert {file for file in found if (frozen / prefix / file).is_symlink()} == beside
 
 
 @pytest.mark.parametrize("limit", ["MAX_FILES", "MAX_BYTES", "MAX_ENTRIES"])
@@ -228,10 +232,91 @@ def test_a_directory_of_the_path_that_is_too_large_is_told_and_the_task_there_fr
     name = freeze(tmp_path / "home", project, ["package.task.run"], tell=told.append)
     assert {f for f in copied(tmp_path / "home", name) if f.startswith(".path")} == {
         f".path/{sources.name_of(place)}/{file}"
-        for file in ("package/task.py", "beside.py", "third.py")
+        for file in ("package/task.py", "beside.py", "third.py", "more")
     }
     assert len(told) == 1
     assert told[0].startswith(f"{place} is on Python's path; all that runs may import from it is")
+
+
+@pytest.mark.parametrize("large", ["package/_C.so", "package/weights.bin"])
+def test_a_package_with_a_large_file_stays_whole_where_it_is_and_is_told(
+    project, tmp_path, monkeypatch, large
+):
+    place = tmp_path / "lib"
+    (place / "package").mkdir(parents=True)
+    (place / "package" / "__init__.py").write_text("")
+    (place / "other.py").write_text("")
+    (place / large).write_text("too large")
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 8)
+    monkeypatch.syspath_prepend(place)
+    told = []
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, tell=told.append)
+    verify(frozen)
+    copy = frozen / ".path" / sources.name_of(place)
+    assert os.readlink(copy / "package") == str(place / "package")
+    assert not (copy / "other.py").is_symlink()
+    assert told == [f"{place / 'package'} is not frozen: {large} is over 20 MB"]
+    assert present_hash(tmp_path / "home", project) == frozen.name
+
+
+def test_a_large_file_of_the_project_or_of_a_tasks_package_is_a_link_in_the_copy(
+    project, tmp_path, monkeypatch
+):
+    place = tmp_path / "mine"
+    (place / "package").mkdir(parents=True)
+    (place / "package" / "task.py").write_text("")
+    for file in (project / "model.bin", place / "package" / "model.bin", project / "lib.so"):
+        file.write_text("too large")
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 8)
+    monkeypatch.syspath_prepend(place)
+    told = []
+    name = freeze(tmp_path / "home", project, ["package.task.run"], tell=told.append)
+    frozen = tmp_path / "home" / "code" / name
+    package = frozen / ".path" / sources.name_of(place) / "package"
+    assert os.readlink(frozen / "model.bin") == str(project / "model.bin")
+    assert os.readlink(package / "model.bin") == str(place / "package" / "model.bin")
+    assert not (package / "task.py").is_symlink()
+    assert told == [f"{project / 'lib.so'} is not frozen: over 20 MB"]
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_link_to_a_directory_with_a_large_file_stays_a_link_and_its_code_is_told(
+    project, tmp_path, monkeypatch, is_relative
+):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "prepare.py").write_text("")
+    (shards / "train.bin").write_text("too large")
+    os.symlink("../shards" if is_relative else shards, project / "data")
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 8)
+    told = []
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, tell=told.append)
+    assert (frozen / "data").is_symlink()
+    assert (frozen / "data" / "train.bin").read_text() == "too large"
+    assert told == [
+        f"{project / 'data'}, a link to {shards}, is not frozen: train.bin is over 20 MB"
+    ]
+
+
+def test_what_lies_beside_code_is_reached_from_its_copy(project, tmp_path, monkeypatch):
+    place = tmp_path / "src"
+    for file in ("vocab.json", "assets/x.txt", "namespace/some-data/x.txt", "multirun/x.txt"):
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(file)
+    for file in ("helper.py", "namespace/module.py", "package/__init__.py"):
+        (place / file).parent.mkdir(exist_ok=True)
+        (place / file).write_text("")
+    os.symlink(place / "package", place / "alias")
+    monkeypatch.syspath_prepend(place)
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
+    verify(frozen)
+    copy = frozen / ".path" / sources.name_of(place)
+    for file in ("vocab.json", "assets/x.txt", "namespace/some-data/x.txt"):
+        assert (copy / file).read_text() == file
+    assert not (copy / "multirun").exists()
+    assert not (copy / "helper.py").is_symlink()
+    assert not (copy / "alias").is_symlink()
+    assert (copy / "alias" / "__init__.py").exists()
 
 
 def test_copies_come_ahead_of_what_they_were_copied_from(project, tmp_path, monkeypatch):
