@@ -44,19 +44,31 @@ def freeze(
         names: dotted names of the tasks.
         tell: hears of each thing that is not frozen though runs may import it.
     """
-    folder = home / CODE_DIR
     found = _sources(names, root, home)
+    copy = store(found, home / CODE_DIR)
     for line in found.unfrozen:
         tell(line)
-    present = folder / _hash(_contents(found))
+    return copy.name
+
+
+def store(found: Sources, folder: Path) -> Path:
+    """Copy files below a folder unless they are there already; return the copy, named by its hash.
+
+    What outside the project cannot be read by then is left out of the files.
+    """
+    present = folder / content_hash(found)
     if present.is_dir() and tree_hash(present) == present.name:
-        return present.name
+        return present
     folder.mkdir(parents=True, exist_ok=True)
     work = Path(mkdtemp(dir=folder, prefix=".new-"))
     try:
-        for file, source in found.files.items():
+        for file, source in list(found.files.items()):
             (work / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, work / file, follow_symlinks=False)
+            try:
+                shutil.copy2(source, work / file, follow_symlinks=False)
+            except (FileNotFoundError, PermissionError) as error:
+                (work / file).unlink(missing_ok=True)
+                found.leave(file, error)
         for name, target in found.links.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).symlink_to(target)
@@ -68,7 +80,7 @@ def freeze(
             work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return target.name
+    return target
 
 
 def is_copy(root: Path) -> bool:
@@ -115,8 +127,14 @@ def present_hash(
 ) -> str:
     """Return what :func:`freeze` would call a copy made at this moment. Writes nothing."""
     found = _sources(names, root, home)
+    name = content_hash(found)
     for line in found.unfrozen:
         tell(line)
+    return name
+
+
+def content_hash(found: Sources) -> str:
+    """Return what :func:`store` would call a copy of these files."""
     return _hash(_contents(found))
 
 
@@ -138,14 +156,21 @@ def present_contents(names: Iterable[str], home: Path, root: Path = PROJECT_ROOT
 
 
 def _contents(found: Sources) -> dict[str, str]:
+    """Return the digests, and leave what cannot be read out of the files."""
+    contents = {}
+    for file, source in list(found.files.items()):
+        try:
+            contents[file] = _sha256(source)
+        except OSError as error:
+            found.leave(file, error)
     links = {name: _digest(os.fsencode(target)) for name, target in found.links.items()}
-    return {file: _sha256(source) for file, source in found.files.items()} | links
+    return contents | links
 
 
 def _sources(names: Iterable[str], root: Path, home: Path) -> Sources:
     """Return what to freeze: of a copy that is launched from all of it, and nothing else."""
     if is_copy(root):
-        return Sources({file: root / file for file in frozen_contents(root)})
+        return Sources(root, {file: root / file for file in frozen_contents(root)})
     return sources(names, root, home)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from itertools import islice
@@ -47,6 +47,8 @@ class _TooLarge(Exception):
 class Sources:
     """Files to freeze."""
 
+    root: Path
+    """The project: what cannot be read there is an error, elsewhere a line of ``unfrozen``."""
     files: dict[str, Path] = field(default_factory=dict)
     """Where each file lies, by its name in the copy; a link only where the copy keeps it one."""
     links: dict[str, Path] = field(default_factory=dict)
@@ -71,15 +73,27 @@ class Sources:
         inside = {*listed, *(str(parent) for file in listed for parent in Path(file).parents)}
         for file in listed:
             path = base / file
-            if path.is_symlink():
+            if os.path.islink(path):
                 if _stays(base, file, inside):
                     self.files[prefix + file] = path
                 else:
                     self._follow(path, prefix + file, above or (base.resolve(),))
-            elif path.is_dir() or _is_large(path):
+            elif os.path.isdir(path) or _is_large(path):
                 self._leave(path, prefix + file)
             else:
                 self.files[prefix + file] = path
+
+    def leave(self, name: str, error: OSError) -> None:
+        """Replace a file that cannot be read, or is gone, by a link to it.
+
+        Raises:
+            OSError: the same; it lies in the project.
+        """
+        path = self.files[name]
+        if self.root in path.parents:
+            raise error
+        self.links[name] = self.files.pop(name)
+        self.unfrozen.append(f"{path} is not frozen: {error.strerror}")
 
     def _leave(self, path: Path, name: str) -> None:
         """Add a link to a file or directory, and say so of code."""
@@ -90,17 +104,24 @@ class Sources:
     def _follow(self, link: Path, name: str, above: tuple[Path, ...]) -> None:
         """Add what a link leads to if that is code; else, or if it leads nowhere, the link."""
         target = Path(os.path.realpath(link))
-        if target.is_file() and _is_large(target):
-            self._leave(target, name)
-        elif target.is_file():
-            self.files[name] = target
-        elif target.is_dir() and not _is_result(target) and not _encloses(target, above):
-            try:
-                self.add(target, _small_tree(target), f"{name}/", (*above, target))
-            except _TooLarge as error:
-                self._keep(link, name)
-                if _has_code(target):
-                    self.unfrozen.append(f"{link}, a link to {target}, is not frozen: {error}")
+        if os.path.isfile(target):
+            if _is_large(target):
+                self._leave(target, name)
+            else:
+                self.files[name] = target
+            return
+        listed: list[str] = []
+        try:
+            os.stat(target)
+            if not _is_result(target) and not _encloses(target, above):
+                listed = _small_tree(target)
+        except FileNotFoundError:
+            pass
+        except (_TooLarge, OSError) as error:
+            if isinstance(error, OSError) or _has_code(target):
+                self.unfrozen.append(f"{link}, a link to {target}, is not frozen: {_why(error)}")
+        if listed:
+            self.add(target, listed, f"{name}/", (*above, target))
         else:
             self._keep(link, name)
 
@@ -127,14 +148,15 @@ class Sources:
                 return
         try:
             files, whole = _importable(place, packages, results, root)
-        except _TooLarge as error:
+        except (_TooLarge, OSError) as error:
             files, whole = list(_beside(place, packages, results)), []
             what = "all that runs may import from it" if packages else "what runs import from it"
-            self.unfrozen.append(f"{place} is on Python's path; {what} is not frozen: {error}")
+            reason = _why(error)
+            self.unfrozen.append(f"{place} is on Python's path; {what} is not frozen: {reason}")
         self.unfrozen += whole
         self.add(place, files, prefix)
         copied = {file.partition("/")[0] for file in files}
-        for name in os.listdir(place) if files or whole else ():
+        for name in os.listdir(place) if files else ():
             path = place / name
             if name not in copied and _is_beside(path, results):
                 self.links[prefix + name] = path
@@ -148,7 +170,7 @@ def sources(names: Iterable[str], root: Path, home: Path) -> Sources:
         root: the project.
         home: directory of the sweep's own files.
     """
-    found = Sources()
+    found = Sources(root)
     results = _results(home)
     found.add(root, _source_files(root, results))
     for place, packages in _places(names, root).items():
@@ -162,9 +184,13 @@ def name_of(place: Path) -> str:
     return f"{place.name}-{digest[:8]}"
 
 
-def walked(root: Path, skip: frozenset[str] = _NOT_CODE) -> Iterator[str]:
+def walked(
+    root: Path,
+    skip: frozenset[str] = _NOT_CODE,
+    on_error: Callable[[OSError], object] | None = None,
+) -> Iterator[str]:
     """Yield the names of all files and links below a directory."""
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=on_error):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         folders[:] = [name for name in folders if name not in skip]
         for name in files + links:
@@ -181,15 +207,33 @@ def _stays(base: Path, file: str, inside: Collection[str]) -> bool:
 
 def _is_result(target: Path) -> bool:
     """Say whether a directory holds what runs or environments wrote, not code."""
-    return target.name in _NOT_CODE or any((target / d).is_dir() for d in (SWEEP_DIR, HYDRA_DIR))
+    return target.name in _NOT_CODE or any(
+        os.path.isdir(target / name) for name in (SWEEP_DIR, HYDRA_DIR)
+    )
 
 
 def _encloses(target: Path, above: Iterable[Path]) -> bool:
     return any(target == tree or target in tree.parents for tree in above)
 
 
+def _why(error: OSError | _TooLarge) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file or link; 0 if it cannot be asked, as reading it will tell."""
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
 def _is_large(path: Path) -> bool:
-    return os.lstat(path).st_size > MAX_FILE_BYTES
+    return _size(path) > MAX_FILE_BYTES
 
 
 def _has_code(top: Path) -> bool:
@@ -198,8 +242,9 @@ def _has_code(top: Path) -> bool:
 
 def _is_code(path: Path) -> bool:
     """Say whether a file is code, or a link leads to a directory of some."""
-    is_link = path.is_symlink() and not _is_result(path.resolve())
-    return path.name.endswith(_SUFFIXES) or (is_link and _has_code(path.resolve()))
+    target = Path(os.path.realpath(path))
+    is_link = path.is_symlink() and not _is_result(target)
+    return path.name.endswith(_SUFFIXES) or (is_link and _has_code(target))
 
 
 def _small_tree(top: Path) -> list[str]:
@@ -207,12 +252,13 @@ def _small_tree(top: Path) -> list[str]:
 
     Raises:
         _TooLarge: it looks like data, or is more code than is frozen.
+        OSError: a directory cannot be read.
     """
     found: list[str] = []
     size = 0
-    for name in walked(top, _NOT_CODE | {SWEEP_DIR}):
+    for name in walked(top, _NOT_CODE | {SWEEP_DIR}, _refuse):
         found.append(name)
-        size += os.lstat(top / name).st_size
+        size += _size(top / name)
         reason = f"{name} is {_LARGE}" if _is_large(top / name) else _excess(len(found), size)
         if reason:
             raise _TooLarge(reason)
@@ -231,7 +277,7 @@ def _places(names: Iterable[str], root: Path) -> dict[Path, set[str]]:
     found: dict[Path, set[str]] = {
         place: set()
         for place in places
-        if place != root and place.is_dir() and not tasks.is_installed(place)
+        if place != root and os.path.isdir(place) and not tasks.is_installed(place)
     }
     for origin in map(tasks.origin, names):
         if origin is not None and origin[0] != root:
@@ -244,16 +290,20 @@ def _importable(
 ) -> tuple[list[str], list[str]]:
     """Return the files of a directory that can be imported, with the data of packages.
 
-    And, a line each, which packages are not among them for a large file, those of tasks aside.
+    And, a line each, what is not among them: packages with a large file, those of tasks aside, and
+    directories that cannot be read.
 
     Raises:
         _TooLarge: there is more than is frozen.
+        OSError: it cannot be read itself.
     """
+    os.listdir(place)
     trees: dict[str, list[str]] = {}
-    for file in _code_files(place, packages, results):
+    unreadable: list[OSError] = []
+    for file in _code_files(place, packages, results, unreadable):
         trees.setdefault(file.partition("/")[0], []).append(file)
     found: list[str] = []
-    whole: list[str] = []
+    whole = [f"{error.filename} is not frozen: {error.strerror}" for error in unreadable]
     for name, files in trees.items():
         if _is_hidden(place / name, root) or not any(_is_code(place / file) for file in files):
             continue
@@ -262,25 +312,27 @@ def _importable(
             whole.append(f"{place / name} is not frozen: {large[0]} is {_LARGE}")
         else:
             found += files
-    small = [size for file in found if (size := os.lstat(place / file).st_size) <= MAX_FILE_BYTES]
+    small = [size for file in found if (size := _size(place / file)) <= MAX_FILE_BYTES]
     reason = _excess(len(small), sum(small))
     if reason:
         raise _TooLarge(reason)
     return found, whole
 
 
-def _code_files(place: Path, packages: Collection[str], results: Path) -> Iterator[str]:
+def _code_files(
+    place: Path, packages: Collection[str], results: Path, unreadable: list[OSError]
+) -> Iterator[str]:
     """Yield the files that lie where Python may import from.
 
     A directory with the name of one for results counts as a package of tasks only, or if it says
     that it is a package. One beside code that Python cannot import from is data: its name is
-    yielded.
+    yielded, as is that of one that cannot be read.
 
     Raises:
         _TooLarge: there are too many to look at.
     """
     seen = 0
-    for folder, folders, files in os.walk(place):
+    for folder, folders, files in os.walk(place, onerror=unreadable.append):
         seen += len(folders) + len(files)
         if seen > MAX_ENTRIES:
             raise _TooLarge(f"over {MAX_ENTRIES} files and directories")
@@ -297,6 +349,7 @@ def _code_files(place: Path, packages: Collection[str], results: Path) -> Iterat
         folders[:] = entered
         links = [name for name in folders if os.path.islink(f"{folder}/{name}")]
         yield from (f"{here}{name}" for name in files + links + (beside if here else []))
+    yield from (os.path.relpath(error.filename, place) for error in unreadable)
 
 
 def _module(file: str) -> str:
@@ -322,7 +375,7 @@ def _may_be_package(folder: Path, *, is_inside: bool) -> bool:
         is_inside: whether it lies in a package.
     """
     name = folder.name
-    if name in _NOT_CODE and not (folder / "__init__.py").is_file():
+    if name in _NOT_CODE and not os.path.isfile(folder / "__init__.py"):
         return False
     return name.isidentifier() or (is_inside and not name.startswith("."))
 
@@ -331,7 +384,8 @@ def _beside(place: Path, packages: Iterable[str], results: Path) -> Iterator[str
     """Yield of a directory that is too large the packages of tasks and the modules beside them."""
     for package in packages:
         yield from (f"{package}/{file}" for file in _source_files(place / package, results))
-    yield from (path.name for path in place.glob("*.py") if packages)
+    if packages and os.access(place, os.R_OK):
+        yield from (path.name for path in place.glob("*.py"))
 
 
 def _results(home: Path) -> Path:

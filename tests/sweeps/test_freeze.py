@@ -1,4 +1,6 @@
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -317,6 +319,87 @@ def test_what_lies_beside_code_is_reached_from_its_copy(project, tmp_path, monke
     assert not (copy / "helper.py").is_symlink()
     assert not (copy / "alias").is_symlink()
     assert (copy / "alias" / "__init__.py").exists()
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Names of files and directories that cannot be read, not by root either."""
+    names: set[str] = set()
+
+    def refusing(function):
+        def refuse(path, *args, **kwargs):
+            if not isinstance(path, int) and Path(os.fsdecode(path)).name in names:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return function(path, *args, **kwargs)
+
+        return refuse
+
+    for module, name in ((os, "scandir"), (os, "listdir"), (Path, "read_bytes")):
+        monkeypatch.setattr(module, name, refusing(getattr(module, name)))
+    return names
+
+
+@pytest.mark.parametrize("name", ["secret.py", "closed", "lib", "linked"])
+def test_what_cannot_be_read_outside_the_project_is_told_and_stays_where_it_is(
+    project, tmp_path, monkeypatch, unreadable, name
+):
+    place = tmp_path / "lib"
+    for path in (place / "package" / "closed", tmp_path / "linked"):
+        path.mkdir(parents=True)
+    for file in ("package/__init__.py", "package/secret.py", "other.py", "package/closed/x.py"):
+        (place / file).write_text("")
+    os.symlink(tmp_path / "linked", project / "link")
+    (tmp_path / "linked" / "x.py").write_text("")
+    monkeypatch.syspath_prepend(place)
+    unreadable.add(name)
+    told = []
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, tell=told.append)
+    verify(frozen)
+    denied = f"{tmp_path / name}: Permission denied"
+    left, said = {
+        "secret.py": (
+            f".path/{sources.name_of(place)}/package/secret.py",
+            f"{place / 'package' / 'secret.py'} is not frozen: Permission denied",
+        ),
+        "closed": (
+            f".path/{sources.name_of(place)}/package/closed",
+            f"{place / 'package' / 'closed'} is not frozen: Permission denied",
+        ),
+        "lib": (
+            "link.py",
+            f"{place} is on Python's path; what runs import from it is not frozen: {denied}",
+        ),
+        "linked": (
+            "link",
+            f"{project / 'link'}, a link to {tmp_path / 'linked'}, is not frozen: {denied}",
+        ),
+    }[name]
+    assert (frozen / left).is_symlink()
+    assert told == [said]
+
+
+def test_what_cannot_be_read_of_the_project_is_an_error(project, tmp_path, unreadable):
+    unreadable.add("tracked.py")
+    with pytest.raises(PermissionError):
+        freeze(tmp_path / "home", project)
+
+
+def test_a_file_that_vanishes_while_it_is_copied_is_told(project, tmp_path, monkeypatch):
+    place = tmp_path / "lib"
+    place.mkdir()
+    (place / "module.py").write_text("")
+    monkeypatch.syspath_prepend(place)
+    copy2 = shutil.copy2
+
+    def copy(source, target, **how):
+        if source == place / "module.py":
+            source.unlink()
+        return copy2(source, target, **how)
+
+    monkeypatch.setattr(shutil, "copy2", copy)
+    told = []
+    verify(tmp_path / "home" / "code" / freeze(tmp_path / "home", project, tell=told.append))
+    assert told == [f"{place / 'module.py'} is not frozen: No such file or directory"]
 
 
 def test_copies_come_ahead_of_what_they_were_copied_from(project, tmp_path, monkeypatch):
