@@ -91,13 +91,14 @@ def is_copy(root: Path) -> bool:
 def import_from(frozen: Path) -> None:
     """Put what a copy holds of Python's path on that of this process, ahead of the originals.
 
-    A directory that is not on it here comes last, as the launch directory does at the launch.
+    An original is known by its spelling there, or by what that leads to here. One that is not on it
+    here comes last, as the launch directory does at the launch.
     """
     for copy in sorted((frozen / PATH_DIR).glob("*")):
-        known = [name_of(Path(entry).resolve()) for entry in sys.path]
-        sys.path.insert(
-            known.index(copy.name) if copy.name in known else len(known), os.fspath(copy)
-        )
+        entries = [Path(entry) for entry in sys.path]
+        known = [{name_of(entry.absolute()), name_of(entry.resolve())} for entry in entries]
+        places = [index for index, names in enumerate(known) if copy.name in names]
+        sys.path.insert(min(places, default=len(known)), os.fspath(copy))
 
 
 def verify(frozen: Path) -> None:

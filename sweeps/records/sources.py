@@ -135,31 +135,31 @@ class Sources:
         A package with a large file stays whole where it is: half of it would hide the other half.
 
         Args:
-            place: the directory.
+            place: the directory, spelled as on Python's path.
             packages: of tasks that lie there.
             results: directory of the sweeps.
             root: the project; what it has by the same name is found there first.
         """
         prefix = f"{PATH_DIR}/{name_of(place)}/"
-        if packages and _git_files(place):
-            listed = list(_source_files(place, results))
+        here = place.resolve()
+        if packages and _git_files(here):
+            listed = list(_source_files(here, results))
             if {_module(file) for file in listed}.issuperset(packages):
                 self.add(place, listed, prefix)
                 return
         try:
-            files, whole = _importable(place, packages, results, root)
+            files, whole = _importable(here, packages, results, root)
         except (_TooLarge, OSError) as error:
-            files, whole = list(_beside(place, packages, results)), []
+            files, whole = list(_beside(here, packages, results)), []
             what = "all that runs may import from it" if packages else "what runs import from it"
             reason = _why(error)
             self.unfrozen.append(f"{place} is on Python's path; {what} is not frozen: {reason}")
         self.unfrozen += whole
         self.add(place, files, prefix)
         copied = {file.partition("/")[0] for file in files}
-        for name in os.listdir(place) if files else ():
-            path = place / name
-            if name not in copied and _is_beside(path, results):
-                self.links[prefix + name] = path
+        for name in os.listdir(here) if files else ():
+            if name not in copied and _is_beside(here / name, results):
+                self.links[prefix + name] = place / name
 
 
 def sources(names: Iterable[str], root: Path, home: Path) -> Sources:
@@ -179,7 +179,7 @@ def sources(names: Iterable[str], root: Path, home: Path) -> Sources:
 
 
 def name_of(place: Path) -> str:
-    """Return what a directory of Python's path is called in a copy, the same in every process."""
+    """Return what a directory of Python's path, so spelled, is called in a copy."""
     digest = hashlib.sha256(os.fsencode(place)).hexdigest()
     return f"{place.name}-{digest[:8]}"
 
@@ -272,16 +272,22 @@ def _excess(files: int, size: int) -> str | None:
 
 
 def _places(names: Iterable[str], root: Path) -> dict[Path, set[str]]:
-    """Return the directories to import from beside the project; with the tasks' packages there."""
-    places = dict.fromkeys(Path(entry).resolve() for entry in sys.path)
+    """Return the directories to import from beside the project; with the tasks' packages there.
+
+    They are spelled as on Python's path, which jobs inherit: where links and automounters lead may
+    differ between machines.
+    """
+    spelled: dict[Path, Path] = {}
+    for entry in sys.path:
+        spelled.setdefault(Path(entry).resolve(), Path(entry).absolute())
     found: dict[Path, set[str]] = {
         place: set()
-        for place in places
-        if place != root and os.path.isdir(place) and not tasks.is_installed(place)
+        for resolved, place in spelled.items()
+        if resolved != root and os.path.isdir(resolved) and not tasks.is_installed(resolved)
     }
     for origin in map(tasks.origin, names):
         if origin is not None and origin[0] != root:
-            found.setdefault(origin[0], set()).add(origin[1])
+            found.setdefault(spelled.get(origin[0], origin[0]), set()).add(origin[1])
     return found
 
 

@@ -417,6 +417,41 @@ def test_copies_come_ahead_of_what_they_were_copied_from(project, tmp_path, monk
     assert sys.path == expected
 
 
+def test_a_copy_comes_ahead_of_an_original_that_is_mounted_elsewhere_on_the_node(
+    project, tmp_path, monkeypatch
+):
+    mounts = [tmp_path / "login", tmp_path / "node"]
+    for mount in mounts:
+        mount.mkdir()
+        (mount / "module.py").write_text("")
+        (mount / "data.txt").write_text(mount.name)
+    place = tmp_path / "lib"
+    place.symlink_to(mounts[0])
+    monkeypatch.syspath_prepend(place)
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, ["module.run"])
+    place.unlink()
+    place.symlink_to(mounts[1])
+    import_from(frozen)
+    (copy,) = (frozen / ".path").iterdir()
+    assert sys.path[:2] == [str(copy), str(place)]
+    assert (copy / "data.txt").read_text() == "node"
+
+
+def test_a_copy_comes_ahead_of_an_original_that_a_link_leads_to_on_the_node(
+    project, tmp_path, monkeypatch
+):
+    place = tmp_path / "lib"
+    place.mkdir()
+    (place / "module.py").write_text("")
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", [str(place), *before])
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
+    (tmp_path / "link").symlink_to(place)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "link"), *before])
+    import_from(frozen)
+    assert sys.path[:2] == [str(frozen / ".path" / sources.name_of(place)), str(tmp_path / "link")]
+
+
 def test_a_file_name_that_is_no_utf8_is_frozen_as_any_other(project, tmp_path):
     name = b"caf\xe9.py"
     (project / os.fsdecode(name)).write_text("")
