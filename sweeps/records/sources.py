@@ -13,9 +13,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
 from rundir import UserError
@@ -29,8 +30,9 @@ MAX_FILE_BYTES = 20_000_000
 """Larger files are data or results, not code, and stay where they are."""
 
 MAX_FILES, MAX_BYTES, MAX_ENTRIES = 2000, 50_000_000, 10_000
-"""The most files and bytes that are frozen of a directory beside the project, and the most entries
-that are looked at there: a sweep may be launched from a home directory."""
+"""The most files and bytes that are frozen beside the project, tasks' own packages aside: each job
+reads them. And the most entries that are looked at of a directory there: a sweep may be launched
+from a home directory."""
 
 _NOT_CODE = frozenset({".git", ".venv", "__pycache__", "build", MULTIRUN, OUTPUTS, "store"})
 
@@ -55,6 +57,8 @@ class Sources:
     """What stays where it is and is a link in the copy, by its name there."""
     unfrozen: list[str] = field(default_factory=list)
     """What may be imported and is not among the files, and why, a line each."""
+    taken: tuple[int, int] = (0, 0)
+    """Of the files, how many and how many bytes count against the limits."""
 
     def add(
         self, base: Path, files: Iterable[str], prefix: str = "", above: tuple[Path, ...] = ()
@@ -83,6 +87,18 @@ class Sources:
             else:
                 self.files[prefix + file] = path
 
+    def _take(self, files: int, size: int) -> None:
+        """Count files against the limits.
+
+        Raises:
+            _TooLarge: they are too many with those before, and not counted.
+        """
+        taken = (self.taken[0] + files, self.taken[1] + size)
+        reason = _excess(*taken)
+        if reason:
+            raise _TooLarge(f"{reason} with what is frozen already" if any(self.taken) else reason)
+        self.taken = taken
+
     def leave(self, name: str, error: OSError) -> None:
         """Replace a file that cannot be read, or is gone, by a link to it.
 
@@ -104,20 +120,21 @@ class Sources:
     def _follow(self, link: Path, name: str, above: tuple[Path, ...]) -> None:
         """Add what a link leads to if that is code; else, or if it leads nowhere, the link."""
         target = Path(os.path.realpath(link))
-        if os.path.isfile(target):
-            if _is_large(target):
-                self._leave(target, name)
-            else:
-                self.files[name] = target
-            return
         listed: list[str] = []
         try:
+            if os.path.isfile(target):
+                _require_small(target)
+                self._take(1, _size(target))
+                self.files[name] = target
+                return
             os.stat(target)
             if not _is_result(target) and not _encloses(target, above):
                 listed = _small_tree(target)
+                self._take(len(listed), sum(_size(target / file) for file in listed))
         except FileNotFoundError:
             pass
         except (_TooLarge, OSError) as error:
+            listed = []
             if isinstance(error, OSError) or _has_code(target):
                 self.unfrozen.append(f"{link}, a link to {target}, is not frozen: {_why(error)}")
         if listed:
@@ -149,6 +166,8 @@ class Sources:
                 return
         try:
             files, whole = _importable(here, packages, results, root)
+            small = [file for file in files if not _is_large(here / file)]
+            self._take(len(small), sum(_size(here / file) for file in small))
         except (_TooLarge, OSError) as error:
             files, whole = list(_beside(here, packages, results)), []
             what = "all that runs may import from it" if packages else "what runs import from it"
@@ -157,7 +176,7 @@ class Sources:
         self.unfrozen += whole
         self.add(place, files, prefix)
         copied = {file.partition("/")[0] for file in files}
-        for name in os.listdir(here) if files else ():
+        for name in _listed(here) if files or whole else ():
             if name not in copied and _is_beside(here / name, results):
                 self.links[prefix + name] = place / name
 
@@ -188,9 +207,18 @@ def walked(
     root: Path,
     skip: frozenset[str] = _NOT_CODE,
     on_error: Callable[[OSError], object] | None = None,
+    most: int | None = None,
 ) -> Iterator[str]:
-    """Yield the names of all files and links below a directory."""
+    """Yield the names of all files and links below a directory.
+
+    Raises:
+        _TooLarge: there are more than ``most`` entries to look at.
+    """
+    seen = 0
     for folder, folders, files in os.walk(root, onerror=on_error):
+        seen += len(folders) + len(files)
+        if most is not None and seen > most:
+            raise _TooLarge(f"over {most} files and directories")
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         folders[:] = [name for name in folders if name not in skip]
         for name in files + links:
@@ -236,8 +264,17 @@ def _is_large(path: Path) -> bool:
     return _size(path) > MAX_FILE_BYTES
 
 
+def _require_small(file: Path) -> None:
+    if _is_large(file):
+        raise _TooLarge(_LARGE)
+
+
 def _has_code(top: Path) -> bool:
-    return any(file.endswith(_SUFFIXES) for file in islice(walked(top), MAX_ENTRIES))
+    """Say whether a file is code or a directory holds some, as far as one looks there."""
+    with suppress(_TooLarge):
+        names = chain([top.name], walked(top, most=MAX_ENTRIES))
+        return any(name.endswith(_SUFFIXES) for name in names)
+    return False
 
 
 def _is_code(path: Path) -> bool:
@@ -256,7 +293,7 @@ def _small_tree(top: Path) -> list[str]:
     """
     found: list[str] = []
     size = 0
-    for name in walked(top, _NOT_CODE | {SWEEP_DIR}, _refuse):
+    for name in walked(top, _NOT_CODE | {SWEEP_DIR}, _refuse, MAX_ENTRIES):
         found.append(name)
         size += _size(top / name)
         reason = f"{name} is {_LARGE}" if _is_large(top / name) else _excess(len(found), size)
@@ -300,7 +337,7 @@ def _importable(
     directories that cannot be read.
 
     Raises:
-        _TooLarge: there is more than is frozen.
+        _TooLarge: there are too many files to look at.
         OSError: it cannot be read itself.
     """
     os.listdir(place)
@@ -318,10 +355,6 @@ def _importable(
             whole.append(f"{place / name} is not frozen: {large[0]} is {_LARGE}")
         else:
             found += files
-    small = [size for file in found if (size := _size(place / file)) <= MAX_FILE_BYTES]
-    reason = _excess(len(small), sum(small))
-    if reason:
-        raise _TooLarge(reason)
     return found, whole
 
 
@@ -390,8 +423,14 @@ def _beside(place: Path, packages: Iterable[str], results: Path) -> Iterator[str
     """Yield of a directory that is too large the packages of tasks and the modules beside them."""
     for package in packages:
         yield from (f"{package}/{file}" for file in _source_files(place / package, results))
-    if packages and os.access(place, os.R_OK):
-        yield from (path.name for path in place.glob("*.py"))
+    yield from (name for name in _listed(place) if packages and name.endswith(".py"))
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _results(home: Path) -> Path:

@@ -402,6 +402,34 @@ def test_a_file_that_vanishes_while_it_is_copied_is_told(project, tmp_path, monk
     assert told == [f"{place / 'module.py'} is not frozen: No such file or directory"]
 
 
+def test_the_limits_are_of_all_that_is_frozen_beside_the_project(project, tmp_path, monkeypatch):
+    for name in ("first", "second", "linked"):
+        (tmp_path / name).mkdir()
+        for module in "ab":
+            (tmp_path / name / f"{module}.py").write_text("")
+    os.symlink(tmp_path / "linked", project / "link")
+    monkeypatch.syspath_prepend(tmp_path / "second")
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    monkeypatch.setattr(sources, "MAX_FILES", 4)
+    told = []
+    name = freeze(tmp_path / "home", project, tell=told.append)
+    tops = {file.rpartition("/")[0] for file in copied(tmp_path / "home", name)}
+    assert tops == {"", "link", f".path/{sources.name_of(tmp_path / 'first')}"}
+    assert len(told) == 1
+    assert told[0].startswith(f"{tmp_path / 'second'} is on Python's path; ")
+    assert told[0].endswith(" is not frozen: over 4 files with what is frozen already")
+
+
+def test_a_link_to_many_directories_is_not_looked_through(project, tmp_path, monkeypatch):
+    for number in range(4):
+        (tmp_path / "many" / str(number)).mkdir(parents=True)
+    (tmp_path / "many" / "0" / "data.txt").write_text("")
+    os.symlink(tmp_path / "many", project / "link")
+    monkeypatch.setattr(sources, "MAX_ENTRIES", 3)
+    frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
+    assert (frozen / "link").is_symlink()
+
+
 def test_copies_come_ahead_of_what_they_were_copied_from(project, tmp_path, monkeypatch):
     first, second, launched_from = (tmp_path / name for name in ("b", "a", "c"))
     for place in (first, second, launched_from):
