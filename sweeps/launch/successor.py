@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, cast
 from hydra._internal.utils import get_args
 
 from rundir import UserError, read_json, write_json
-from rundir.files import SWEEP_DIR
+from rundir.files import MULTIRUN, OUTPUTS, SWEEP_DIR
 from sweeps.cluster import scheduler
 from sweeps.cluster.clusters import SlurmCluster, cluster
 from sweeps.cluster.launchers import SlurmLauncher, sbatch, script_of, slurm_executor
@@ -31,7 +30,11 @@ from sweeps.follow.successors import WAITING_FILE
 from sweeps.launch.stages import Unfinished
 from sweeps.planning.plan import SUCCESSOR_DIR
 from sweeps.records import ledger, provenance
-from sweeps.records.freeze import CODE_DIR, freeze, present_hash, tree_hash
+from sweeps.records.freeze import CODE_DIR, content_hash, freeze, present_hash, store
+from sweeps.records.sources import Sources, walked
+
+CONFIG_DIR = "config"
+"""Holds the copies of ``--config-dir``, each named by its content."""
 
 MEMORY_GB = 4
 """Enough to plan 10,000 runs several times over."""
@@ -61,8 +64,7 @@ def submit(
         queued = _queued(name)
         folder.mkdir(parents=True, exist_ok=True)
         code = freeze(root / SWEEP_DIR, names=sorted(tasks), tell=display.warn)
-        _freeze_definitions(sys.argv[1:], folder)
-        command = _command(root, code)
+        command = _command(root, code, _freeze_definitions(sys.argv[1:], folder))
         record = read_json(folder / WAITING_FILE) or {}
         job = str(record.get("job"))
         is_there = queued.get(job) == set(waiting.jobs) and record.get("command") == command
@@ -89,7 +91,9 @@ def script(
     SlurmLauncher.require(root)
     executor = slurm_executor(_small(node, waiting.jobs), _folder(root), _name(waiting))
     code = present_hash(root / SWEEP_DIR, names=sorted(tasks))
-    return script_of(executor, _command(root, code))
+    found = _definitions(sys.argv[1:])
+    copy = _folder(root) / CONFIG_DIR / content_hash(found) if found else None
+    return script_of(executor, _command(root, code, copy))
 
 
 def _name(waiting: Unfinished) -> str:
@@ -133,8 +137,14 @@ _ONE_SMALL_JOB = {
 }
 
 
-def _command(root: Path, code: str) -> str:
-    """Return the shell command that repeats this launch, for good, from frozen code."""
+def _command(root: Path, code: str, definitions: Path | None) -> str:
+    """Return the shell command that repeats this launch, for good, from frozen code.
+
+    Args:
+        root: the second stage's directory.
+        code: hash of the frozen code.
+        definitions: the copy of the directory of ``--config-dir``.
+    """
     program = (root / SWEEP_DIR).absolute() / CODE_DIR / code / "launch.py"
     given = [word for word in sys.argv[1:] if not bare(word).startswith("dry_run=")]
     settings = []
@@ -142,36 +152,40 @@ def _command(root: Path, code: str) -> str:
     if git is not None:
         settings = [f"{provenance.GIT_VARIABLE}={json.dumps(git)}"]
     words = ["env", "-C", str(Path.cwd()), *settings, sys.executable, "-u", str(program)]
-    return shlex.join([*words, *_with_frozen_definitions(given, _folder(root))])
+    return shlex.join([*words, *_with_frozen_definitions(given, definitions)])
 
 
-def _definitions(arguments: Sequence[str], folder: Path) -> tuple[Path, Path] | None:
-    """Return the directory of ``--config-dir``, and where its copy lies; None without it."""
+def _definitions(arguments: Sequence[str]) -> Sources | None:
+    """Return the files of the directory of ``--config-dir``; None without it."""
     given = get_args(list(arguments)).config_dir
     if given is None:
         return None
-    source = Path(given)
+    source = Path(given).absolute()
     if not source.is_dir():
         raise UserError(f"--config-dir {given}; must be a directory")
-    return source, folder / f"config-{tree_hash(source)}"
+    found = Sources(source)
+    found.add(source, walked(source, _NO_DEFINITIONS))
+    return found
 
 
-def _freeze_definitions(arguments: Sequence[str], folder: Path) -> None:
-    """Copy the directory of ``--config-dir``."""
-    source, copy = _definitions(arguments, folder) or (None, folder)
-    if source is not None and not copy.is_dir():
-        work = copy.with_suffix(".new")
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(source, work, symlinks=True)
-        work.rename(copy)
+_NO_DEFINITIONS = frozenset({".git", ".venv", "__pycache__", MULTIRUN, OUTPUTS, SWEEP_DIR})
 
 
-def _with_frozen_definitions(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Return the arguments with the directory of ``--config-dir`` replaced by its copy."""
-    found = _definitions(arguments, folder)
+def _freeze_definitions(arguments: Sequence[str], folder: Path) -> Path | None:
+    """Copy the directory of ``--config-dir``, and return the copy."""
+    found = _definitions(arguments)
     if found is None:
+        return None
+    copy = store(found, folder / CONFIG_DIR)
+    for line in found.unfrozen:
+        display.warn(line)
+    return copy
+
+
+def _with_frozen_definitions(arguments: Sequence[str], copy: Path | None) -> list[str]:
+    """Return the arguments with the directory of ``--config-dir`` replaced by its copy."""
+    if copy is None:
         return list(arguments)
-    copy = found[1]
     changed: list[str] = []
     for word in arguments:
         flag, equals, _ = word.partition("=")
