@@ -37,7 +37,7 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep_last
     path = directory / f"step-{step:08d}.pt"
     digest = hashlib.sha256()
     with replacing(path) as file:
-        torch.save(state, cast("IO[bytes]", _HashedFile(file, digest)))
+        _save(state, _HashedFile(file, digest))
     with replacing(_hash_path(path)) as file:
         file.write(f"{digest.hexdigest()}  {path.name}\n".encode())
     earlier = [(at, old) for at, old in list_checkpoints(directory) if at <= step]
@@ -74,6 +74,20 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     return sorted(((int(name[1]), path) for name, path in named if name), reverse=True)
 
 
+def _save(state: dict[str, Any], file: _HashedFile) -> None:
+    """Write ``state``; torch answers a failed write with a RuntimeError, which becomes an OSError.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    try:
+        torch.save(state, cast("IO[bytes]", file))
+    except RuntimeError:
+        if file.fault is not None:
+            raise file.fault from None
+        raise
+
+
 def _fault(path: Path) -> str | None:
     """Return what is wrong with a checkpoint file, in a few words; None if it is whole."""
     try:
@@ -99,10 +113,16 @@ class _HashedFile:
 
     def __init__(self, file: IO[bytes], digest: hashlib._Hash) -> None:
         self._file, self._digest = file, digest
+        self.fault: OSError | None = None
+        """Why a write failed, which torch's writer does not say."""
 
     def write(self, data: bytes) -> int:
         self._digest.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.fault = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

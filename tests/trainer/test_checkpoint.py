@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trainer.checkpoint import (
+    _HashedFile,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
@@ -18,6 +19,16 @@ from trainer.checkpoint import (
 def save(directory: Path, *steps: int, keep_last: int = 3) -> None:
     for step in steps:
         save_checkpoint(directory, step, {"step": step, "w": torch.full((100,), step)}, keep_last)
+
+
+class Full:
+    """A file on a full disk."""
+
+    def write(self, _: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        pass
 
 
 def loaded_step(directory: Path) -> int | None:
@@ -91,6 +102,29 @@ def test_a_failed_write_leaves_the_older_one_and_no_litter(
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 20)
+    assert sorted(tmp_path.iterdir()) == before
+    assert loaded_step(tmp_path) == 10
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_disk_that_fills_up_while_tensors_are_written_is_an_os_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    save(tmp_path, 10)
+    before = sorted(tmp_path.iterdir())
+    writing = _HashedFile.write
+    written = 0
+
+    def write(file: _HashedFile, data: bytes) -> int:
+        nonlocal written
+        written += len(data)
+        if written > room:
+            monkeypatch.setattr(file, "_file", Full())
+        return writing(file, data)
+
+    monkeypatch.setattr(_HashedFile, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 20, {"w": torch.ones(100_000)}, keep_last=3)
     assert sorted(tmp_path.iterdir()) == before
     assert loaded_step(tmp_path) == 10
 
