@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from rundir.errors import IllegalValue
-from trainer.optim.groups import names_of, ruled_parameters, split_parameters
+from trainer.optim.groups import names_of, output_weights, ruled_parameters, split_parameters
 from trainer.optim.params import OptimizerParams
-from trainer.optim.params.rules import WIDTH_POWERS, GroupRule
+from trainer.optim.params.rules import NORMALIZED_DECAY, WIDTH_POWERS, GroupRule
 
 Group = dict[str, Any]
 
@@ -31,50 +31,56 @@ def divide_groups(
         UserError: a rule matches nothing, or the model does not say how wide it is.
     """
     ruled = ruled_parameters(model, params)
-    matrices = set(split_parameters(model, params).matrices.values())
-    of_matrices, of_rest = width_factors(model, params)
+    factors = width_factors(model, params)
+    decay_follows = params.name not in NORMALIZED_DECAY
     divided = []
     for group in optimizer.param_groups:
         parts: dict[tuple[int | None, float], list[nn.Parameter]] = defaultdict(list)
         for weight in group["params"]:
-            factor = of_matrices if weight in matrices else of_rest
-            parts[ruled.get(weight), factor].append(weight)
+            parts[ruled.get(weight), factors[weight]].append(weight)
         for (number, factor), weights in parts.items():
             rule = None if number is None else params.groups[number]
-            divided.append(_part(group, weights, rule, factor))
+            decay = factor if decay_follows else 1.0
+            divided.append(_part(group, weights, rule, factor, decay))
     optimizer.param_groups[:] = divided
 
 
-def _part(group: Group, weights: list[nn.Parameter], rule: GroupRule | None, width: float) -> Group:
+def _part(
+    group: Group, weights: list[nn.Parameter], rule: GroupRule | None, lr: float, decay: float
+) -> Group:
+    """Return a part whose learning rate is multiplied by ``lr``, its decay divided by ``decay``."""
     options = {key: value for key, value in group.items() if key != "params"}
     part = {"params": weights, **copy.deepcopy(options)}
     if rule is not None:
         part["lr"] *= rule.lr_scale
         if rule.weight_decay is not None:
             part["weight_decay"] = rule.weight_decay
-    if width != 1:
-        part["lr"] *= width
-        part["weight_decay"] /= width
+    part["lr"] *= lr
+    part["weight_decay"] /= decay
     return part
 
 
-def width_factors(model: nn.Module, params: OptimizerParams) -> tuple[float, float]:
-    """Return what muP multiplies the learning rates of matrices and of the rest by.
+def width_factors(model: nn.Module, params: OptimizerParams) -> dict[nn.Parameter, float]:
+    """Return what muP multiplies each trainable weight's learning rate by.
 
     Weight decay is divided by it: a step then shrinks weights as much at any width, as with the
-    paper's own code.
+    paper's own code. That of :data:`trainer.optim.params.rules.NORMALIZED_DECAY` is left alone.
 
     Raises:
         UserError: the model does not say how wide it is.
     """
     base = params.mup_base_n_embd
     if base is None:
-        return 1.0, 1.0
+        return dict.fromkeys(names_of(model), 1.0)
     width = getattr(getattr(model, "config", None), "n_embd", None)
     if not isinstance(width, int):
         raise IllegalValue("mup_base_n_embd", base, "null: the model has no config.n_embd")
-    of_matrices, of_rest = WIDTH_POWERS[params.name]
-    return float((base / width) ** of_matrices), float((base / width) ** of_rest)
+    of_matrices, of_output, of_rest = (
+        float((base / width) ** power) for power in WIDTH_POWERS[params.name]
+    )
+    factors = dict.fromkeys(names_of(model), of_rest)
+    factors |= dict.fromkeys(output_weights(model), of_output)
+    return factors | dict.fromkeys(split_parameters(model, params).matrices.values(), of_matrices)
 
 
 def group_table(optimizer: torch.optim.Optimizer, model: nn.Module, params: OptimizerParams) -> str:

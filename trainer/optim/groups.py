@@ -19,6 +19,9 @@ from trainer.optim.params import OptimizerParams
 EMBEDDING_WORDS = ("embeddings", "embed_tokens", "wte", "wpe", "lm_head")
 """A weight with one of these in its name maps to or from tokens and is no matrix here."""
 
+OUTPUT_WORD = "lm_head"
+"""The one of them that maps to tokens."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -40,6 +43,15 @@ def names_of(model: nn.Module) -> dict[nn.Parameter, list[str]]:
         if parameter.requires_grad:
             names[parameter].append(name)
     return dict(names)
+
+
+def output_weights(model: nn.Module) -> set[nn.Parameter]:
+    """Return the trainable 2-D weights that map to tokens and, tied to nothing, do only that."""
+    return {
+        parameter
+        for parameter, names in names_of(model).items()
+        if parameter.ndim == 2 and all(OUTPUT_WORD in name for name in names)
+    }
 
 
 def split_parameters(model: nn.Module, params: OptimizerParams | None = None) -> Split:

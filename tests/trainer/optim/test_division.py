@@ -180,26 +180,55 @@ group  kind    name            shape  count  weights    lr  weight decay
     assert caplog.messages == [table]
 
 
-def widened(name: str, **values: Any) -> dict[str, tuple[float, float]]:
+def widened(name: str, *, tied: bool = False, **values: Any) -> dict[str, tuple[float, float]]:
     """Return lr and weight decay by kind of parameter for a model 4 times as wide as the base."""
-    model = GPT(GPTConfig(n_embd=64, n_layer=1, n_head=2), context=8)
+    config = GPTConfig(n_embd=64, n_layer=1, n_head=2, tie_embeddings=tied)
+    model = GPT(config, context=8)
     chosen = params(name, lr=0.01, weight_decay=0.3, mup_base_n_embd=16, **values)
     record = group_record(build_optimizer(model, chosen), model)
     keys = {"hidden": "blocks.0.mlp.c_proj", "norm": "ln_f", "embedding": "embed_tokens"}
+    keys |= {} if tied else {"output": "lm_head"}
     return {kind: record[f"{key}.weight"][1:] for kind, key in keys.items()}
 
 
 @pytest.mark.parametrize("name", sorted(WIDTH_POWERS))
-def test_learning_rates_follow_the_width_as_table_8_says(name: str) -> None:
-    """Width 64 over base 16: Adam's hidden weights a quarter, SGD's others four times."""
+def test_learning_rates_follow_the_width_as_table_3_says(name: str) -> None:
+    """Width 64 over base 16: Adam's hidden weights and all heads a quarter, SGD's rest 4 times."""
     found = widened(name)
-    plain = (0.01, 0.3)
+    plain, less, more = (0.01, 0.3), (0.0025, 1.2), (0.04, 0.075)
+    if name in {"adam", "nadam"}:
+        less = (0.0025, 0.3)
     if "adam" in name or name in {"ademamix", "lion", "mars", "sign-gd"}:
-        assert found == {"hidden": (0.0025, 1.2), "norm": plain, "embedding": plain}
+        assert found == {"hidden": less, "norm": plain, "embedding": plain, "output": less}
     elif name in {"muon", "scion", "muon-momo"}:
-        assert found == {"hidden": plain, "norm": plain, "embedding": plain}
+        assert found == {"hidden": plain, "norm": plain, "embedding": plain, "output": less}
     else:
-        assert found == {"hidden": plain, "norm": (0.04, 0.075), "embedding": (0.04, 0.075)}
+        assert found == {"hidden": plain, "norm": more, "embedding": more, "output": less}
+
+
+def test_a_head_tied_to_the_embedding_follows_the_width_as_the_embedding() -> None:
+    plain = (0.01, 0.3)
+    assert widened("adamw", tied=True) == {
+        "hidden": (0.0025, 1.2),
+        "norm": plain,
+        "embedding": plain,
+    }
+
+
+def test_a_step_of_adam_shrinks_weights_of_a_wider_model_by_a_smaller_share() -> None:
+    """Without a gradient of the loss, decay alone fills the step, whose size is the rate's."""
+    moved = []
+    for base in (16, 64):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(n_embd=64, n_layer=1, n_head=2), context=8)
+        chosen = params("adam", lr=0.01, weight_decay=0.3, mup_base_n_embd=base)
+        optimizer = build_optimizer(model, chosen)
+        weight = model.get_parameter("blocks.0.mlp.c_fc.weight")
+        before = weight.detach().clone()
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        moved.append((weight.detach() - before).abs().mean())
+    torch.testing.assert_close(moved[0], moved[1] / 4, rtol=1e-3, atol=0)
 
 
 def test_a_rule_and_the_width_multiply() -> None:

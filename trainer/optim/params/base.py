@@ -42,7 +42,7 @@ class OptimizerParams:
     mup_base_n_embd: int | None = None
     """The model width that ``lr`` was tuned at. Learning rates follow the model's own width from
     there as muP says, see :data:`trainer.optim.params.rules.WIDTH_POWERS`; lr * weight_decay
-    stays. null leaves them as they are."""
+    stays, but of adam and nadam weight_decay. null leaves them as they are."""
 
     def __post_init__(self) -> None:
         if self.name not in self.NAMES:

@@ -46,27 +46,36 @@ def _fault(pattern: str) -> str | None:
     return None
 
 
-_ADAM = (1, 0)
-_SGD = (0, -1)
-_SPECTRAL = (0, 0)
+NORMALIZED_DECAY = ("adam", "nadam")
+"""Names that add weight_decay * W to a gradient whose size then drops out of the step: a lower
+learning rate is not to be made up for by a higher decay."""
 
-WIDTH_POWERS: dict[str, tuple[int, int]] = {
+_ADAM = (1, 1, 0)
+_SGD = (0, 1, -1)
+_SPECTRAL = (0, 1, 0)
+
+WIDTH_POWERS: dict[str, tuple[int, int, int]] = {
     **dict.fromkeys(("adam", "adamw", "nadam", "nadamw", "momo-adam", "momo-adam-star"), _ADAM),
     **dict.fromkeys(("ademamix", "mars", "schedule-free-adamw", "sign-gd", "lion"), _ADAM),
     **dict.fromkeys(("sgd", "sgd-m", "sgd-nesterov", "momo", "momo-star"), _SGD),
     **dict.fromkeys(("muon", "scion", "muon-momo"), _SPECTRAL),
 }
-"""The powers of base / width that matrices' and everything else's learning rate is multiplied by
-under muP (Tensor Programs V, arXiv 2203.03466, Table 8, whose output weights have the multiplier
-1 / fan_in in the model).
+"""The powers of base / width that the learning rates of matrices, of the output layer's weight and
+of the rest are multiplied by under muP (Tensor Programs V, arXiv 2203.03466, Table 3: for a model
+without multipliers).
 
-==========  ========  ====  =================================================================
-like        matrices  rest  why
-==========  ========  ====  =================================================================
-Adam        1         0     Table 8; signs are Adam without averages, so they count as it
-SGD         0         -1    Table 8: fan_out and fan_in of input and output weights, the width
-spectral    0         0     an update of fixed spectral norm changes features as much at any
-                            width (arXiv 2310.17813); the rest are Adam's or signs
-==========  ========  ====  =================================================================
+==========  ========  ======  ====  ==========================================================
+like        matrices  output  rest  why
+==========  ========  ======  ====  ==========================================================
+Adam        1         1       0     1 / fan_in; signs are Adam without averages, so they count
+                                    as it
+SGD         0         1       -1    1 / fan_in of the output, fan_out of the rest: the width
+spectral    0         1       0     an update of fixed spectral norm changes features as much
+                                    at any width (arXiv 2310.17813); all else is Adam's or
+                                    signs
+==========  ========  ======  ====  ==========================================================
+
+An output weight that is tied to the embedding is one of the rest: Table 3 has no such weight, and
+Table 8, which allows it, wants a multiplier of 1 / fan_in in the model.
 
 For a name that is not here no rule is known, and muP is refused."""
