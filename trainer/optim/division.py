@@ -93,9 +93,11 @@ def group_table(optimizer: torch.optim.Optimizer, model: nn.Module, params: Opti
     counts: Counter[tuple[str, ...]] = Counter()
     sizes: Counter[tuple[str, ...]] = Counter()
     settings = {}
+    # Without lmo the scale is a root, since it enters a step twice.
+    power = 1 if getattr(params, "lmo", True) else 2
     for number, group in enumerate(optimizer.param_groups):
         # Users tune lr times this scale: it is what muon_lr and muon_lr_ratio become.
-        lr = group["lr"] * group.get("scale", 1.0)
+        lr = group["lr"] * group.get("scale", 1.0) ** power
         for weight in group["params"]:
             kind = "matrix" if weight in matrices else "rest"
             name = re.sub(r"(?<=\.)\d+(?=\.)", "*", names[weight][0])

@@ -15,7 +15,7 @@ from rundir import UserError
 from trainer import GPTConfig
 from trainer.model import GPT
 from trainer.optim import build_optimizer, optimizer_params
-from trainer.optim.division import group_record
+from trainer.optim.division import group_record, group_table
 from trainer.optim.params import REGISTRY, OptimizerParams
 from trainer.optim.params.rules import WIDTH_POWERS
 
@@ -178,6 +178,27 @@ group  kind    name            shape  count  weights    lr  weight decay
 1      rest    lm_head.bias    9          1        9  0.03             0
 2      rest    lm_head.weight  9x2        1       18  0.03           0.1"""
     assert caplog.messages == [table]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("muon", {}),
+        ("muon-momo", {}),
+        ("muon-momo", {"lmo": False}),
+        ("muonmax-momo", {}),
+        ("muonmax-momo", {"lmo": True}),
+        ("muon-torch", {}),
+    ],
+)
+def test_the_table_has_the_matrices_learning_rate_as_the_user_gave_it(
+    net: Any, name: str, values: dict[str, Any]
+) -> None:
+    chosen = params(name, muon_lr=0.27, **values)
+    lines = group_table(build_optimizer(net, chosen), net, chosen).splitlines()
+    rates = {line.split()[2]: line.split()[-2] for line in lines[1:]}
+    assert rates["square.weight"] == "0.27"
+    assert rates["wte.weight"] == "0.03"
 
 
 def widened(name: str, *, tied: bool = False, **values: Any) -> dict[str, tuple[float, float]]:
