@@ -72,7 +72,7 @@ def _none_given(arguments: tuple[float, ...]) -> bool:
 def _fits_exponential(arguments: tuple[float, ...]) -> bool:
     if len(arguments) != 2 or not all(map(math.isfinite, arguments)):
         return False
-    return arguments[0] >= 1 and arguments[0] == int(arguments[0]) and arguments[1] > 0
+    return arguments[0] >= 1 and arguments[0] == int(arguments[0]) and 0 < arguments[1] <= 1
 
 
 def _fits_wsd(arguments: tuple[float, ...]) -> bool:
@@ -82,7 +82,7 @@ def _fits_wsd(arguments: tuple[float, ...]) -> bool:
 _NUMBERS: dict[str, tuple[Callable[[tuple[float, ...]], bool], str]] = {
     "exponential": (
         _fits_exponential,
-        "exponential_K_G, K a whole number of steps and G a factor above 0",
+        "exponential_K_G, K a whole number of steps and G a factor in (0, 1]",
     ),
     "wsd": (_fits_wsd, "wsd or wsd_D, D a part of the run in (0, 1]"),
 }
