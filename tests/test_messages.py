@@ -85,6 +85,10 @@ CASES = {
         ["training.training_params.non_finite=ignore"],
         "training.training_params.non_finite = 'ignore'; must be one of diverge, skip",
     ),
+    "nothing to keep a root above 0": (
+        [f"{PARAMS}.eps=0"],
+        f"{PARAMS}.eps = 0.0; must be a finite number above 0",
+    ),
     "negative lr": ([f"{LR}=-1"], f"{LR} = -1.0; must be a finite number, at least 0"),
     "key below a value": (
         [f"{LR}.x=1"],

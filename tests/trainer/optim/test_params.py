@@ -185,6 +185,22 @@ def test_an_illegal_value_is_named_with_what_is_legal(values: Any, message: str)
     assert str(caught.value) == f"{WHERE}.{message}"
 
 
+ROOTED = [
+    (name, key)
+    for name, cls in sorted(REGISTRY.items())
+    for key in ("eps", "dap_eps")
+    if key in {field.name for field in dataclasses.fields(cls)}
+]
+
+
+@pytest.mark.parametrize(("name", "key"), ROOTED)
+@pytest.mark.parametrize("value", [0.0, -1e-8, float("inf"), float("nan")])
+def test_what_is_added_to_a_root_keeps_it_above_0(name: str, key: str, value: float) -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer_params({"name": name, key: value}, WHERE)
+    assert str(caught.value) == f"{WHERE}.{key} = {value!r}; must be a finite number above 0"
+
+
 def test_an_unknown_key_of_a_group_suggests_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
         optimizer_params({"name": "adam", "groups": [{"match": "wte", "lr_scal": 2}]}, WHERE)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rundir.errors import require
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ class AdEMAMixParams(OptimizerParams):
     """Steps over which beta3 rises from the fast average's decay, its half-life in about a straight
     line; null starts with all of it. The paper takes the whole run."""
     eps: float = 1e-8
-    """Added to the root of the second moment; at least 0."""
+    """Added to the root of the second moment; above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "betas", "beta3")
-        not_negative(self, "alpha", "eps")
+        not_negative(self, "alpha")
+        positive(self, "eps")
         for name in ("alpha_warmup", "beta3_warmup"):
             steps = getattr(self, name)
             require(steps is None or steps >= 1, name, steps, "at least 1, or null")

@@ -67,6 +67,13 @@ def not_negative(params: OptimizerParams, *names: str) -> None:
         require(math.isfinite(value) and value >= 0, name, value, "a finite number, at least 0")
 
 
+def positive(params: OptimizerParams, *names: str) -> None:
+    """Refuse fields that are not finite numbers above 0."""
+    for name in names:
+        value = getattr(params, name)
+        require(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
+
+
 def fractions(params: OptimizerParams, *names: str) -> None:
     """Refuse fields that are not, or do not hold, numbers in [0, 1)."""
     for name in names:

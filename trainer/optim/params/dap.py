@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rundir.errors import require
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DapParams(OptimizerParams):
     dap_beta2: float = 0.999
     """Decay of the average of the squared update; in [0, 1). 0 leaves the update as it is."""
     dap_eps: float = 1e-8
-    """Added to the root of that average; at least 0."""
+    """Added to the root of that average; above 0."""
     momentum: float = 0.0
     """Heavy-ball momentum, used where dap_beta1 is 0; in [0, 1)."""
     nesterov: bool = True
@@ -63,14 +63,15 @@ class DapParams(OptimizerParams):
     betas: tuple[float, float] = (0.95, 0.95)
     """Of the AdamW on everything that is no matrix; each in [0, 1)."""
     eps: float = 1e-8
-    """Of the same AdamW; at least 0."""
+    """Of the same AdamW; above 0."""
     debug_timing: bool = False
     """Log the milliseconds that each part of a step takes. On CUDA this synchronises."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "dap_beta1", "dap_beta2", "momentum", "ema_beta", "betas")
-        not_negative(self, "dap_eps", "damping", "eps")
+        not_negative(self, "damping")
+        positive(self, "dap_eps", "eps")
         if not isinstance(self.accelerated, bool):
             not_negative(self, "accelerated")
         require(0 < self.rcond < 1, "rcond", self.rcond, "in (0, 1)")

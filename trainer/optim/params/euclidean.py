@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from rundir.errors import require
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class AdamParams(OptimizerParams):
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the averages of the gradient and of its square; each in [0, 1)."""
     eps: float = 1e-8
-    """Added to the root of the second moment; at least 0."""
+    """Added to the root of the second moment; above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "betas")
-        not_negative(self, "eps")
+        positive(self, "eps")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ class NAdamParams(OptimizerParams):
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the averages of the gradient and of its square; each in [0, 1)."""
     eps: float = 1e-8
-    """Added to the root of the second moment; at least 0."""
+    """Added to the root of the second moment; above 0."""
     momentum_decay: float = 0.0
     """Exponent of Dozat's momentum schedule; 0 keeps half of beta1 from the first step on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "betas")
-        not_negative(self, "eps", "momentum_decay")
+        not_negative(self, "momentum_decay")
+        positive(self, "eps")

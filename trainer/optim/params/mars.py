@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MarsParams(OptimizerParams):
     gamma: float = 0.025
     """Part of the correction that is made; 0 makes none; at least 0."""
     eps: float = 1e-8
-    """Added to the root of the second moment; at least 0."""
+    """Added to the root of the second moment; above 0."""
     optimize_1d: bool = False
     """Whether weights of fewer than two dimensions, such as biases and norms, move by MARS too;
     false moves them by AdamW."""
@@ -30,4 +30,5 @@ class MarsParams(OptimizerParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "betas", "betas_1d")
-        not_negative(self, "gamma", "eps")
+        not_negative(self, "gamma")
+        positive(self, "eps")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rundir.errors import require
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, positive
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ScheduleFreeParams(OptimizerParams):
     """Share of the averaged weights in those that gradients are taken at, in (0, 1); and decay of
     the average of the gradient's square, in [0, 1)."""
     eps: float = 1e-8
-    """Added to the root of the second moment; at least 0."""
+    """Added to the root of the second moment; above 0."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises in a straight line, ending with all of it; at least
     0. Early steps then weigh less in the average, too."""
@@ -33,5 +33,5 @@ class ScheduleFreeParams(OptimizerParams):
         beta1 = self.betas[0]
         # At 0 the weights would be z, and the average could not be told from them.
         require(beta1 > 0, "betas[0]", beta1, "in (0, 1)")
-        not_negative(self, "eps")
+        positive(self, "eps")
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")

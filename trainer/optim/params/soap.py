@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rundir.errors import require
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, positive
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SoapParams(OptimizerParams):
     shampoo_beta: float | None = None
     """Decay of the averages of G G^T and G^T G; in [0, 1); null takes that of the square."""
     eps: float = 1e-8
-    """Added to the root of the second moment; at least 0."""
+    """Added to the root of the second moment; above 0."""
     precondition_frequency: int = 10
     """Steps between two refreshes of the eigenbases; at least 1."""
     max_precond_dim: int = 10000
@@ -35,7 +35,7 @@ class SoapParams(OptimizerParams):
         fractions(self, "betas")
         if self.shampoo_beta is not None:
             fractions(self, "shampoo_beta")
-        not_negative(self, "eps")
+        positive(self, "eps")
         frequency = self.precondition_frequency
         require(frequency >= 1, "precondition_frequency", frequency, "at least 1")
         require(self.max_precond_dim >= 0, "max_precond_dim", self.max_precond_dim, "at least 0")

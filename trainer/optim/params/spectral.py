@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from rundir.errors import require
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class MuonParams(ScionParams):
     betas: tuple[float, float] = (0.95, 0.95)
     """Of that Adam; each in [0, 1)."""
     eps: float = 1e-8
-    """Of that Adam; at least 0."""
+    """Of that Adam; above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "betas")
-        not_negative(self, "eps")
+        positive(self, "eps")
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ class MuonTorchParams(SpectralParams):
     betas: tuple[float, float] = (0.9, 0.95)
     """Of that AdamW; each in [0, 1)."""
     eps: float = 1e-8
-    """Of that AdamW; at least 0."""
+    """Of that AdamW; above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "betas")
-        not_negative(self, "eps")
+        positive(self, "eps")
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,9 @@ class NorMuonParams(SpectralParams):
     betas: tuple[float, float] = (0.9, 0.95)
     """Of the AdamW on everything that is no matrix; each in [0, 1)."""
     eps: float = 1e-8
-    """Added to the roots of both second moments; at least 0."""
+    """Added to the roots of both second moments; above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "beta2", "betas")
-        not_negative(self, "eps")
+        positive(self, "eps")

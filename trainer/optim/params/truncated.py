@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rundir.errors import require
-from trainer.optim.params.base import OptimizerParams, fractions, not_negative
+from trainer.optim.params.base import OptimizerParams, fractions, positive
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MomoAdamParams(TruncatedParams):
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the averages of gradient and loss, and of the gradient's square; each in [0, 1)."""
     eps: float = 1e-8
-    """Added to the root of the second moment; at least 0."""
+    """Added to the root of the second moment; above 0."""
     divide: bool = True
     """Weight decay divides by 1 + lr * weight_decay after the step; false multiplies by
     1 - lr * weight_decay before it, as adamw does."""
@@ -63,4 +63,4 @@ class MomoAdamParams(TruncatedParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         fractions(self, "betas")
-        not_negative(self, "eps")
+        positive(self, "eps")
