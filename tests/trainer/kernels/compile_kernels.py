@@ -39,7 +39,9 @@ LAYOUT = {"BLOCK": BLOCK, "SLOT_COLUMNS": SLOT_COLUMNS}
 CHUNKED = {**LAYOUT, "CHUNK": CHUNK, "CHUNK_COLUMNS": CHUNK_COLUMNS}
 
 
-def step(rule: str, phase: str = "whole", *, lr_in_memory: bool = False) -> Kernel:
+def step(
+    rule: str, phase: str = "whole", *, lr_in_memory: bool = False, divide: bool = True
+) -> Kernel:
     return Kernel(
         elementwise.elementwise_kernel,
         {
@@ -53,7 +55,7 @@ def step(rule: str, phase: str = "whole", *, lr_in_memory: bool = False) -> Kern
             "SUMS": SUMS,
             "RULE": rule,
             "PHASE": phase,
-            "DIVIDE": True,
+            "DIVIDE": divide,
             "LR_IN_MEMORY": lr_in_memory,
         },
         {"num_warps": 4, "enable_fp_fusion": True},
@@ -80,26 +82,41 @@ def free(*, lr_in_memory: bool) -> Kernel:
     return Kernel(numbers.free_kernel, types, {**SLOT_LAYOUT, "LR_IN_MEMORY": lr_in_memory})
 
 
+PHASES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("adam", "adamw", "nadam", "nadamw", "ademamix", "schedule-free"), ("whole",)),
+    "lion": ("whole", "sums"),
+    "mars": ("sums", "whole"),
+    **dict.fromkeys(("sign", "sign-nesterov"), ("whole", "sums", "apply")),
+    **dict.fromkeys(("momo", "momo-adam"), ("sums", "apply")),
+}
+"""What is launched of each rule: lion's sums are the spectral family's average."""
+
+UNDIVIDED = ("adamw", "lion", "momo-adam")
+"""What the spectral family launches, without division: compilations of their own."""
+
+
+def steps() -> dict[str, Kernel]:
+    """Return the elementwise kernel as each rule's phases are compiled."""
+    found = {}
+    for rule, phases in PHASES.items():
+        for phase in phases:
+            name = rule if phase == "whole" else f"{rule}-{phase}"
+            found[name] = step(rule, phase)
+            if rule in UNDIVIDED:
+                found[f"{name}-undivided"] = step(rule, phase, divide=False)
+    return found
+
+
 KERNELS: dict[str, Kernel] = {
-    **{rule: step(rule) for rule in ("adam", "adamw", "nadam", "nadamw", "lion", "sign")},
-    "sign-nesterov": step("sign-nesterov"),
+    **steps(),
+    # A learning rate is read alike by all rules.
     "adamw-lr-in-memory": step("adamw", lr_in_memory=True),
-    "ademamix": step("ademamix"),
-    "mars": step("mars"),
-    "mars-sums": step("mars", "sums"),
-    "schedule-free": step("schedule-free"),
-    "sign-sums": step("sign", "sums"),
-    "sign-nesterov-sums": step("sign-nesterov", "sums"),
-    "sign-apply": step("sign", "apply"),
-    "sign-nesterov-apply": step("sign-nesterov", "apply"),
-    "momo-sums": step("momo", "sums"),
-    "momo-apply": step("momo", "apply"),
-    "momo-adam-sums": step("momo-adam", "sums"),
-    "momo-adam-apply": step("momo-adam", "apply"),
-    "corrections": corrections("adamw"),
-    "corrections-nadam": corrections("nadam"),
-    "corrections-mars": corrections("mars", wide=True),
-    "corrections-momo": corrections("momo", from_zero=False),
+    **{f"corrections-{rule}": corrections(rule) for rule in ("adam", "adamw", "nadam", "nadamw")},
+    **{f"corrections-{rule}-wide": corrections(rule, wide=True) for rule in ("ademamix", "mars")},
+    "corrections-adamw-wide": corrections("adamw", wide=True),
+    "corrections-momo": corrections("momo"),
+    "corrections-momo-first": corrections("momo", from_zero=False),
+    "corrections-momo-adam": corrections("momo-adam"),
     "slow": Kernel(numbers.slow_kernel, SLOTS, SLOT_LAYOUT),
     "free": free(lr_in_memory=False),
     "free-lr-in-memory": free(lr_in_memory=True),
