@@ -81,14 +81,15 @@ class Spectral:
 
 
 class Truncated:
-    """muon-momo and muonmax-momo; every weight has a gradient in every step."""
+    """muon-momo and muonmax-momo; a weight without gradient is no part of that step."""
 
     def __init__(self, p: Any) -> None:
         self.p = p
         self.m: dict[str, Array] = {}
         self.v: dict[str, Array] = {}
         self.nuclear: dict[str, float] = {}
-        self.f: float | None = None
+        self.loss: float | None = None
+        self.offset: dict[str, float] = {}
         self.cases: set[str] = set()
 
     def step(
@@ -109,10 +110,12 @@ class Truncated:
         whole, a = self._product(d, matrices)
         tau = lr
         if p.truncate_loss is not None:
-            tangent = loss - sum(float((w[k] * g[k]).sum()) for k in g)
-            self.f = tangent if self.f is None else self.f
-            self.f = p.momentum * self.f + (1 - p.momentum) * tangent
-            h = self.f + sum(float((w[k] * self.m[k]).sum()) for k in g)
+            self.loss = loss if self.loss is None else self.loss
+            self.loss = h = p.momentum * self.loss + (1 - p.momentum) * loss
+            for k, gk in g.items():
+                now = float((w[k] * gk).sum())
+                self.offset[k] = p.momentum * self.offset.get(k, now) + (1 - p.momentum) * now
+                h += float((w[k] * self.m[k]).sum()) - self.offset[k]
             reach = max(h - p.truncate_loss, 0.0) / (whole if p.lmo else whole**2)
             tau = min(lr, reach)
             self.cases.add("zero" if tau == 0 else "full" if tau == lr else "truncated")
@@ -318,14 +321,15 @@ class Dap:
 
 
 class Momo:
-    """momo, momo-adam and their stars; every weight has a gradient in every step."""
+    """momo, momo-adam and their stars; a weight without gradient is no part of that step."""
 
     def __init__(self, name: str, p: Any) -> None:
         self.p, self.adam, self.star = p, "adam" in name, name.endswith("star")
         self.zero = self.adam or p.bias_correction
         self.t, self.f_star = 0, p.lb
         self.f: float | None = None
-        self.gamma: float | None = None
+        self.gammas: dict[str, float] = {}
+        self.steps: dict[str, int] = {}
         self.d: dict[str, Array] = {}
         self.v: dict[str, Array] = {}
         self.cases: set[str] = set()
@@ -337,35 +341,36 @@ class Momo:
         p, lam = self.p, self.p.weight_decay
         beta = p.betas[0] if self.adam else p.beta
         self.t += 1
-        gx = sum(float((g[k] * x[k]).sum()) for k in g)
-        if self.t == 1:
-            self.f, self.gamma = (0.0, 0.0) if self.zero else (loss, gx)
-        assert self.f is not None
-        assert self.gamma is not None
+        if self.f is None:
+            self.f = 0.0 if self.zero else loss
         self.f = beta * self.f + (1 - beta) * loss
-        self.gamma = beta * self.gamma + (1 - beta) * gx
         scale: dict[str, Any] = {}
         for k, gk in g.items():
+            self.steps[k] = self.steps.get(k, 0) + 1
+            gx = float((gk * x[k]).sum())
+            first = 0.0 if self.zero else gx
+            self.gammas[k] = beta * self.gammas.get(k, first) + (1 - beta) * gx
             self.d[k] = beta * self.d.get(k, 0 * gk if self.zero else gk) + (1 - beta) * gk
             scale[k] = 1.0
             if self.adam:
                 b2 = p.betas[1]
                 self.v[k] = b2 * self.v.get(k, 0 * gk) + (1 - b2) * gk**2
-                scale[k] = np.sqrt(self.v[k] / (1 - b2**self.t)) + p.eps
+                scale[k] = np.sqrt(self.v[k] / (1 - b2 ** self.steps[k])) + p.eps
+        gamma = sum(self.gammas[k] for k in g)
         rho = 1 - beta**self.t if self.zero else 1.0
         dx = sum(float((self.d[k] * x[k]).sum()) for k in g)
         norm = sum(float((self.d[k] ** 2 / scale[k]).sum()) for k in g)
         if self.star:
-            cap = (1 + lr * lam) * self.f + dx - (1 + lr * lam) * self.gamma
+            cap = (1 + lr * lam) * self.f + dx - (1 + lr * lam) * gamma
             if cap < (1 + lr * lam) * rho * self.f_star:
                 self.f_star = max(cap / (2 * (1 + lr * lam) * rho), p.lb)
                 self.cases.add("reset")
-        above = (1 + lr * lam) * (self.f - rho * self.f_star) + dx - (1 + lr * lam) * self.gamma
+        above = (1 + lr * lam) * (self.f - rho * self.f_star) + dx - (1 + lr * lam) * gamma
         t_star = max(above, 0.0) / norm
         tau = min(lr / rho, t_star)
         self.cases.add("zero" if tau == 0 else "full" if tau < t_star else "truncated")
         if self.star:
-            h = self.f + dx - self.gamma
+            h = self.f + dx - gamma
             self.f_star = max((h - 0.5 * tau * norm) / rho, p.lb)
             self.cases.add("at lb" if self.f_star == p.lb else "above lb")
         for k in g:
