@@ -42,6 +42,8 @@ def _obstacle(tensors: list[Tensor]) -> str | None:
     """Say why Triton cannot work on these tensors; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed here; it comes with the extra optsweep[triton]"
+    if not tensors:
+        return "there are no weights to step"
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         return f"the weights lie on several devices: {', '.join(sorted(map(str, devices)))}"

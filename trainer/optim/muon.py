@@ -38,7 +38,7 @@ from trainer.kernels.symmetric import Choice
 from trainer.optim.averages import averaged, kept
 from trainer.optim.batches import polar_factors
 from trainer.optim.clipping import FoldsClip
-from trainer.optim.groups import split_parameters
+from trainer.optim.groups import split_parameters, trainable
 from trainer.optim.params import MuonTorchParams, NorMuonParams
 from trainer.optim.scaling import add_scaled, decay_weights
 
@@ -193,5 +193,5 @@ def build_muon(model: nn.Module, params: MuonTorchParams | NorMuonParams) -> Muo
         matrices["adjust_lr_fn"] = params.adjust_lr_fn
     groups = [group for group in (matrices, rest) if group["params"]]
     kind = NorMuon if isinstance(params, NorMuonParams) else Muon
-    choose_backend(params.backend, split.matrices.values())
+    choose_backend(params.backend, trainable(model))
     return kind(groups, params.lr, params.weight_decay, params.backend)

@@ -56,6 +56,13 @@ def test_triton_without_a_cuda_device_is_one_clear_line(monkeypatch: pytest.Monk
     assert caught.value.exit_code == 2
 
 
+def test_triton_without_weights_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_triton(monkeypatch, installed=True)
+    with pytest.raises(UserError, match="auto or torch: there are no weights to step"):
+        choose_backend("triton", [])
+    assert choose_backend("auto", []) == "torch"
+
+
 def test_triton_on_other_than_fp32_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_triton(monkeypatch, installed=True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
