@@ -33,6 +33,10 @@ class Plans:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __reduce__(self) -> tuple[type[Plans], tuple[int]]:
+        """Copy none of them: a copy's tensors lie elsewhere."""
+        return type(self), (self._most,)
+
     def forget(self) -> None:
         """Drop all that no graph needs."""
         self._kept.clear()

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.layout import alike, laid_out_alike
+from trainer.optim.copied import Copied
 
 
-class FoldsClip(torch.optim.Optimizer):
+class FoldsClip(Copied):
     """An optimizer whose step multiplies the gradients by the factor that clips them."""
 
     _clip_factor: Tensor | None = None
