@@ -12,7 +12,10 @@ D = sqrt(v / (1 - b2^t)) + eps, v <- b2 v + (1 - b2) g^2, and starts at zero.
 f* is ``lb``. The stars start there and estimate it:
 
     before   if h = f - c + <d, x> / (1 + lr wd) < rho f*:   f* <- max(h / (2 rho), lb)
-    after    f* <- max((f + <d, x> - c - tau <d, d / D> / 2) / rho, lb)
+    after    f* <- max((f + <d, x> - c - tau <d, d / D> / 2) / rho, lb)    where the step moves
+
+Where it does not, as at the lr of 0 that a warm-up starts with, the model has nothing to say of how
+low the loss can get: f* would become the loss of now, and the next steps end where they begin.
 
 Groups with a lr and wd of their own, lr_i and wd_i, have one model and one f*. With tau = lr_i s,
 s = min(1 / rho, [f - rho f* - c + sum <d_i, x_i> / (1 + lr_i wd_i)]+
@@ -185,7 +188,8 @@ class Momo(Elementwise):
         if self._params.online:
             height = average + sum(share.height - share.offset for share in shares)
             fall = size * cast("Tensor", sum(share.lr * share.norm for share in shares))
-            bound.copy_(((height - fall / 2) / rho).clamp(min=lb))
+            found = ((height - fall / 2) / rho).clamp(min=lb)
+            bound.copy_(torch.where(fall == 0, now, found))
         return size
 
     def _model(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:

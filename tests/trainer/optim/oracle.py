@@ -369,7 +369,7 @@ class Momo:
         t_star = max(above, 0.0) / norm
         tau = min(lr / rho, t_star)
         self.cases.add("zero" if tau == 0 else "full" if tau < t_star else "truncated")
-        if self.star:
+        if self.star and tau * norm != 0:
             h = self.f + dx - gamma
             self.f_star = max((h - 0.5 * tau * norm) / rho, p.lb)
             self.cases.add("at lb" if self.f_star == p.lb else "above lb")

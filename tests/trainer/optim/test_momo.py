@@ -21,11 +21,13 @@ CASES: list[dict[str, Any]] = [
     {"name": "momo", "weight_decay": 0.7, "bias_correction": True},
     {"name": "momo", "beta": 0.0, "lr": 0.001},
     {"name": "momo-star", "weight_decay": 0.7},
+    {"name": "momo-star", "weight_decay": 0.7, "lb": 1.2},
     {"name": "momo-star", "bias_correction": True, "lb": 1.2, "beta": 0.5},
     {"name": "momo-adam"},
     {"name": "momo-adam", "weight_decay": 0.7, "betas": [0.6, 0.8], "eps": 1e-3, "lb": 0.5},
     {"name": "momo-adam", "weight_decay": 0.7, "divide": False},
     {"name": "momo-adam-star", "weight_decay": 0.7, "lb": -2.0},
+    {"name": "momo-adam-star", "weight_decay": 0.7, "lb": 1.2},
     {"name": "momo-adam-star", "weight_decay": 0.7, "divide": False, "betas": [0.0, 0.9]},
     {"name": "momo-adam-star", "lb": 1.5, "eps": 0.1},
 ]
@@ -261,6 +263,18 @@ def test_the_estimate_comes_near_the_lowest_loss(name: str, lr: float) -> None:
         assert optimizer.state["model"]["lower_bound"] >= 0
     assert optimizer.state["model"]["lower_bound"] == pytest.approx(2.0, abs=0.05)
     assert loss.item() < 2.05
+
+
+@pytest.mark.parametrize("name", ["momo-star", "momo-adam-star"])
+def test_a_step_at_learning_rate_0_teaches_nothing_about_the_lowest_loss(
+    net: Any, name: str
+) -> None:
+    optimizer = momo(net, name, lb=0.5)
+    optimizer.param_groups[0]["lr"] = 0.0
+    for step in range(3):
+        random_gradients(net, step)
+        optimizer.step(lambda: 4.0)
+    assert optimizer.state["model"]["lower_bound"] == 0.5
 
 
 @pytest.mark.parametrize(
