@@ -13,7 +13,8 @@
     name:         NAME                       at the top only: the sweep's directory
 
 A key is a config group (``optimizer``) or a dotted config key. Within one block all but the last
-four multiply.
+four multiply. One of these that is null counts as left out: a definition that inherits from another
+has no other way to drop what it inherits.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ KEYS = (
     "zip",
 )
 """What a block may hold."""
+
+MAKING = tuple(key for key in KEYS if key not in {"cluster", "exclude"})
+"""What makes points; one that is null must leave another."""
 
 TOP_KEYS = (*KEYS, "after", "name")
 """What the definition itself may hold."""
@@ -92,6 +96,11 @@ def points(
     return [placed.point for placed in found]
 
 
+def makes_points(definition: Mapping[str, Any]) -> bool:
+    """Say whether any key of a definition, or block, does."""
+    return any(definition.get(key) is not None for key in MAKING)
+
+
 def bare(key: str) -> str:
     """Return a key without Hydra's ``+``, ``++`` or ``~``."""
     return key.lstrip("+~")
@@ -107,8 +116,9 @@ def _expanded(
     for key, value in definition.items():
         if key not in legal:
             raise unknown("key", str(key), legal, where)
-        if value is None and key in KEYS:
-            raise IllegalValue(f"{where}.{key}", value, "given, or the key left out")
+        if value is None and key in MAKING and not makes_points(definition):
+            must = f"given: null leaves it out, and nothing else in {where} makes a run"
+            raise IllegalValue(f"{where}.{key}", value, must)
     found = [_Placed(point, where) for point in _multiplied(definition, where, folders)]
     if definition.get("blocks") is not None:
         inner = _blocks(definition["blocks"], f"{where}.blocks", folders)

@@ -225,7 +225,7 @@ def _unresolvable(error: OmegaConfBaseException, key: str) -> UserError:
 def _require_points(config: DictConfig, node: Mapping[str, Any]) -> None:
     """Refuse a definition that does not say what to run, or says it beside ``sweep:``."""
     if config.get("sweep") is not None:
-        if node.keys().isdisjoint(definition.KEYS):
+        if all(node.get(key) is None for key in definition.KEYS):
             said = "must say what to run: {grid: {KEY: [values]}}, {seeds: 3}, …"
             raise UserError(f"sweep = {brief(node)}; {said}")
         return

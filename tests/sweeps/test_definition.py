@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rundir import UserError
 from sweeps.define import sampling
-from sweeps.define.definition import points
+from sweeps.define.definition import KEYS, points
 
 LR = "optimizer.optimizer_params.lr"
 WD = "optimizer.optimizer_params.weight_decay"
@@ -58,6 +58,13 @@ def test_exclude_drops_points_that_match_all_of_an_entry():
 def test_exclude_beside_blocks_sees_what_the_blocks_set():
     found = points({"blocks": [{"grid": {"a": [1, 2]}}], "exclude": [{"a": 1}]})
     assert found == [{"a": 2}]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_null_key_counts_as_left_out_where_another_makes_the_points(key):
+    rest = {"seeds": 2} if key != "seeds" else {"grid": {"seed": [0, 1]}}
+    assert points({**rest, key: None}) == points(rest)
+    assert points({"blocks": [{**rest, key: None}]}) == points(rest)
 
 
 @pytest.mark.parametrize(
@@ -375,3 +382,16 @@ def test_a_sample_is_extended_from_the_command_line(shell, toy):
     )
     refused = shell(*command, "sweep.sample.n=3,4", code=2)
     assert "a sweep is one sweep; launch each by itself" in refused.stderr
+
+
+def test_an_inheriting_definition_drops_with_null_what_it_inherits(shell, toy):
+    folder = shell.cwd / "mine" / "sweep"
+    folder.mkdir(parents=True)
+    base = {"grid": {LR: [0.1, 0.2]}, "seeds": 3, "cluster": {"timeout_min": 5}}
+    (folder / "base.yaml").write_text(HEAD + yaml.safe_dump({"sweep": base}))
+    heir = {"defaults": ["base"], "sweep": {"seeds": None, "cluster": None}}
+    (folder / "heir.yaml").write_text("# @package _global_\n" + yaml.safe_dump(heir))
+    command = ("launch", "--config-dir", "mine", *toy, "sweep=heir", "dry_run=json")
+    runs = json.loads(shell(*command).stdout)["runs"]
+    assert len(runs) == 2
+    assert not any("cluster" in text for run in runs for text in run["overrides"])

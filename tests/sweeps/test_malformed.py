@@ -51,9 +51,11 @@ MALFORMED = [
     *(f"seeds: {wrong}" for wrong in ("0", "-1", "1.5", "true", "two", "[]", "[1.5]", "{a: 1}")),
     # empty, as where every entry is commented out
     *(f"{key}: null" for key in ("grid", "zip", "runs", "seeds", "sample", "blocks", "cluster")),
-    "grid: null\nseeds: 2",
-    "seeds: 2\nexclude: null",
+    "grid: null\nzip: null",
+    "grid: null\ncluster: {timeout_min: 5}",
+    "cluster: null\nexclude: null",
     "blocks: [{grid: null}]",
+    "grid: {seed: [1]}\nblocks: [{seeds: null, exclude: null}]",
     "{}",
     "name: empty",
     # numbers that no float holds, and those that Python does not write out
