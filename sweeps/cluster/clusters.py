@@ -133,7 +133,8 @@ Cluster = LocalCluster | SlurmCluster
 _LEAST = {
     **dict.fromkeys(("timeout_min", "signal_delay_s"), 0),
     **dict.fromkeys(("gpus_per_node", "gpus_per_task"), 0),
-    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "cpus_per_gpu", "mem_gb"), 1),
+    "mem_gb": 0,  # sbatch takes 0 for all that the node has
+    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "cpus_per_gpu"), 1),
     **dict.fromkeys(("array_parallelism", *_PACKING), 1),
 }
 """The least value of each field that is a number, but for those of the rules."""

@@ -7,9 +7,11 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -158,11 +160,13 @@ class Planner(Sweeper):
         found = {one.get_key_element(): one for one in swept}
         typed: dict[str, Override] = {}
         for one in axes.parsed(arguments, loader):
+            found[one.get_key_element()] = one
+            if one.is_delete():  # it makes room for another
+                continue
             first = typed.setdefault(definition.bare(one.get_key_element()), one)
             if first is not one and (first.is_sweep_override() or one.is_sweep_override()):
                 both = f"{first.input_line} and {one.input_line}"
                 raise UserError(f"{first.key_or_group} is given twice, as {both}; remove one")
-            found[one.get_key_element()] = one
         return found
 
 
@@ -247,19 +251,14 @@ _ELSEWHERE = {
 }
 """Settings of Hydra's own that would count for nothing here, and what to do instead."""
 
-
-_USUAL: dict[str, str | None] = {
-    "hydra.sweep.dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}",
-    "hydra.sweep.subdir": "${hydra.job.num}",
-    "hydra.job.chdir": None,
-}
-"""What Hydra itself has there."""
+_BY_VALUE = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.chdir")
+"""Those that are harmless with Hydra's own value."""
 
 
 def _refuse_idle_settings(config: DictConfig) -> None:
     """Refuse settings of the ``hydra`` node that a planned sweep does not heed."""
     typed = [str(text).lstrip("+~").partition("=")[0] for text in config.hydra.overrides.hydra]
-    for key in (*typed, *_changed(config.hydra)):
+    for key in (*(key for key in typed if key not in _BY_VALUE), *_changed(config.hydra)):
         for idle, instead in _ELSEWHERE.items():
             if key == idle or key.startswith(f"{idle}."):
                 raise UserError(f"{key} has no effect in a sweep; {instead}")
@@ -274,16 +273,23 @@ def _refuse_idle_settings(config: DictConfig) -> None:
 def _changed(hydra: DictConfig) -> Iterator[str]:
     """Yield the settings without effect that differ from what Hydra, or our launcher, has there."""
     given = _unresolved(hydra)
-    for key, usual in _USUAL.items():
-        _, parent, name = key.split(".")
-        if given[parent][name] != usual:
-            yield key
+    sweep, usual = given["sweep"], _hydras_output()["sweep"]
+    yield from (f"hydra.sweep.{key}" for key in usual if sweep.get(key) != usual[key])
+    if given["job"].get("chdir"):  # null, as false, stays
+        yield "hydra.job.chdir"
     if given["callbacks"]:
         yield "hydra.callbacks"
     kind = getattr(get_class(given["launcher"]["_target_"]), "cluster_type", None)
     if kind is not None:
         ours = _unresolved(OmegaConf.structured(kind))
         yield from (f"hydra.launcher.{k}" for k, v in given["launcher"].items() if v != ours[k])
+
+
+def _hydras_output() -> dict[str, Any]:
+    """Return what Hydra itself says of where output goes."""
+    file = resources.files("hydra.conf") / "hydra" / "output" / "default.yaml"
+    output: dict[str, Any] = yaml.safe_load(file.read_text())
+    return output
 
 
 def _unresolved(node: DictConfig) -> dict[str, Any]:

@@ -122,7 +122,8 @@ def _small(node: Mapping[str, Any], jobs: Sequence[str]) -> SlurmCluster:
     """Return what one small job after the others asks for, where the sweep asks for its runs."""
     more = {**(node.get("additional_parameters") or {}), "dependency": f"afterany:{':'.join(jobs)}"}
     memory = node.get("mem_gb")
-    small = {"mem_gb": memory and min(memory, MEMORY_GB), "additional_parameters": more}
+    little = None if memory is None else min(memory or MEMORY_GB, MEMORY_GB)  # 0: a whole node's
+    small = {"mem_gb": little, "additional_parameters": more}
     return cast("SlurmCluster", cluster(SlurmCluster, {**node, **_ONE_SMALL_JOB, **small}))
 
 

@@ -7,7 +7,7 @@ from typing import get_type_hints
 import pytest
 
 from rundir import IllegalValue, UserError
-from sweeps.cluster.clusters import LocalCluster, SlurmCluster, cluster
+from sweeps.cluster.clusters import LocalCluster, SlurmCluster, cluster, submitit_parameters
 from sweeps.cluster.launchers import LocalLauncher, SlurmLauncher
 
 EVIL = "x\\''\ntouch F #"
@@ -54,6 +54,10 @@ def test_no_number_beyond_its_bounds_reaches_a_plan(kind, name, value):
     with pytest.raises(IllegalValue) as error:
         cluster(kind, {name: value})
     assert error.value.name == f"cluster.{name}"
+
+
+def test_all_the_memory_of_a_node_may_be_asked_for():
+    assert submitit_parameters(cluster(SlurmCluster, {"mem_gb": 0}))["mem_gb"] == 0
 
 
 @pytest.mark.parametrize("kind", [LocalCluster, SlurmCluster])

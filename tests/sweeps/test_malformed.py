@@ -330,6 +330,22 @@ def test_a_setting_of_hydra_without_effect_is_refused_in_a_definition_too(text, 
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_setting_of_hydra_that_has_the_value_it_has_anyway_is_none(shell, toy):
+    folder = shell.cwd / "mine" / "sweep"
+    folder.mkdir(parents=True)
+    head = "# @package _global_\nhydra: {mode: MULTIRUN, job: {chdir: false}}\n"
+    (folder / "mine.yaml").write_text(head + "sweep: {seeds: 2}\n")
+    command = ("launch", "--config-dir", "mine", *toy, "sweep=mine", "dry_run=true")
+    assert "2 runs to submit" in shell(*command).stdout
+    assert "2 runs to submit" in shell(*command, "hydra.job.chdir=null").stdout
+    assert "hydra.sweep.dir has no effect" in shell(*command, "hydra.sweep.dir=x", code=2).stderr
+
+
+def test_a_key_that_is_taken_out_may_be_given_again(shell, toy):
+    words = ("-m", *toy, "~seed", "+seed=1,2", "dry_run=true")
+    assert "2 runs to submit" in shell("launch", *words).stdout
+
+
 @pytest.mark.parametrize("name", [*UNREADABLE, "no_utf8", "empty", "no_sweep"])
 def test_what_is_no_definition_at_all_is_one_line_of_launch_py(name, shell, tmp_path):
     folder = tmp_path / "mine" / "sweep"

@@ -70,3 +70,8 @@ def test_the_dry_run_of_a_second_stage_names_the_copy_of_its_definitions(tmp_pat
     given = ["--config-dir", "mine"]
     copy = successor._freeze_definitions(given, tmp_path / "home")
     assert copy.name == successor.content_hash(successor._definitions(given))
+
+
+@pytest.mark.parametrize(("memory", "asked"), [(None, None), (0, 4), (1, 1), (64, 4)])
+def test_the_small_job_asks_for_little_memory(memory, asked):
+    assert successor._small({"mem_gb": memory}, ["7"]).mem_gb == asked
