@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 
 import sweeps
 from rundir import OptsweepError, UserError, exit_code_of
-from sweeps.planning import phase
 
 CONFIG = str(Path(__file__).resolve().parent / "conf")
 
@@ -44,13 +43,13 @@ def _without_json(words: list[str]) -> list[str]:
     return [*(w for w in words if w != "--json" and w.lower() != "dry_run=true"), "dry_run=json"]
 
 
-def _is_about_input(error: Exception) -> bool:
+def _is_about_input(error: Exception, *, is_at_work: bool) -> bool:
     """Say whether an error is the user's: Hydra's own, or any before there is a plan of runs."""
     if isinstance(error, sweeps.HYDRAS_OWN):  # one of which is an OSError
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENAMETOOLONG
-    return not (isinstance(error, OptsweepError) or phase.at_work())
+    return not (isinstance(error, OptsweepError) or is_at_work)
 
 
 def launch() -> int:
@@ -60,14 +59,15 @@ def launch() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = _without_json(sys.argv[1:])
     sweeps.use_frozen_tasks()
-    try:
-        main()
-    except Exception as error:
-        if not _is_about_input(error):
-            raise
-        if in_full:
-            traceback.print_exc()
-        raise sweeps.explain(sys.argv[1:], CONFIG, error) from error
+    with sweeps.launching() as this:
+        try:
+            main()
+        except Exception as error:
+            if not _is_about_input(error, is_at_work=this.is_at_work):
+                raise
+            if in_full:
+                traceback.print_exc()
+            raise sweeps.explain(sys.argv[1:], CONFIG, error) from error
     return 0
 
 

@@ -15,12 +15,22 @@ if TYPE_CHECKING:
         run_composed,
         use_frozen_tasks,
     )
+    from sweeps.planning.phase import launching
 
-__all__ = ["HYDRAS_OWN", "compose", "explain", "run_as_job", "run_composed", "use_frozen_tasks"]
+__all__ = [
+    "HYDRAS_OWN",
+    "compose",
+    "explain",
+    "launching",
+    "run_as_job",
+    "run_composed",
+    "use_frozen_tasks",
+]
 
 
 def __getattr__(name: str) -> object:
     """Import launching where it is used: a worker must hear signals before that has been read."""
     if name in __all__:
-        return getattr(import_module("sweeps.launch.entry"), name)
+        home = "sweeps.planning.phase" if name == "launching" else "sweeps.launch.entry"
+        return getattr(import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
