@@ -44,12 +44,12 @@ def _without_json(words: list[str]) -> list[str]:
 
 
 def _is_about_input(error: Exception, *, is_at_work: bool) -> bool:
-    """Say whether an error is the user's: Hydra's own, or any before there is a plan of runs."""
-    if isinstance(error, sweeps.HYDRAS_OWN):  # one of which is an OSError
-        return True
-    if isinstance(error, OSError):
+    """Say whether an error is the user's: any before there is a plan of runs, but for ours."""
+    if isinstance(error, OSError) and not isinstance(error, sweeps.HYDRAS_OWN):  # one of which is
         return error.errno == errno.ENAMETOOLONG
-    return not (isinstance(error, OptsweepError) or is_at_work)
+    # Hydra names no module where it can't import what a config names.
+    is_ours = isinstance(error, ImportError) and error.name is not None
+    return not (is_ours or is_at_work or isinstance(error, (OptsweepError, MemoryError)))
 
 
 def launch() -> int:

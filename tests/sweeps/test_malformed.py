@@ -470,16 +470,29 @@ def test_what_nobody_expected_of_a_definition_is_one_line_before_there_is_a_plan
     assert more == [] or in_full
 
 
-def test_a_bug_of_ours_after_that_shows_its_traceback(shell, toy):
+AT_WORK = "from sweeps.launch import submission\nsubmission.launch = lambda *_: "
+BEFORE = "from sweeps.define import definition\ndefinition.points = lambda *_, **__: "
+
+
+@pytest.mark.parametrize(
+    ("code", "last"),
+    [
+        (f"{AT_WORK}{{}}['what?']", "KeyError: 'what?'"),
+        (f"{AT_WORK}OmegaConf.structured(5)", "omegaconf.errors.ValidationError"),
+        (f"{AT_WORK}chr(0xd800).encode()", "UnicodeEncodeError: "),
+        (f"{BEFORE}__import__('no_module')", "ModuleNotFoundError: No module named 'no_module'"),
+        (f"{BEFORE}bytearray(1 << 62)", "MemoryError"),
+    ],
+)
+def test_a_bug_of_ours_or_of_the_installation_shows_its_traceback(code, last, shell, toy):
     shell.cwd.joinpath("mine.py").write_text(
-        "import sys, launch\nfrom rundir import exit_code_of\n"
-        "from sweeps.launch import submission\n"
-        "submission.launch = lambda *_: {}['what?']\n"
-        "sys.exit(exit_code_of(launch.launch))\n"
+        "import sys, launch\nfrom omegaconf import OmegaConf\nfrom rundir import exit_code_of\n"
+        f"{code}\nsys.exit(exit_code_of(launch.launch))\n"
     )
-    done = shell("mine.py", "-m", *toy, "seed=1,2", code=1)
+    done = shell("mine.py", "-m", *toy, "+sweep.seeds=2", code=1)
     assert "Traceback (most recent call last):" in done.stderr
-    assert done.stderr.splitlines()[-1] == "KeyError: 'what?'"
+    assert last in done.stderr
+    assert "error: " not in done.stderr
 
 
 def test_nasty_values_arrive_in_their_runs_byte_for_byte(shell, toy, tmp_path):
