@@ -54,9 +54,6 @@ def _is_about_input(error: Exception, *, is_at_work: bool) -> bool:
 
 def launch() -> int:
     """Let Hydra compose and run; put its errors in words of our own."""
-    in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Hydra prints an error in its own many lines, unless it is told to let it through.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = _without_json(sys.argv[1:])
     sweeps.use_frozen_tasks()
     with sweeps.launching() as this:
@@ -65,7 +62,7 @@ def launch() -> int:
         except Exception as error:
             if not _is_about_input(error, is_at_work=this.is_at_work):
                 raise
-            if in_full:
+            if this.in_full:
                 traceback.print_exc()
             raise sweeps.explain(sys.argv[1:], CONFIG, error) from error
     return 0

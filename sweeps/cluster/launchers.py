@@ -36,7 +36,7 @@ from sweeps.cluster.clusters import (
     submitit_parameters,
 )
 from sweeps.cluster.intents import job_name
-from sweeps.planning.phase import begin_work
+from sweeps.planning.phase import begin_work, environment_as_found
 from sweeps.records import freeze, owners
 from sweeps.records.ledger import LOCAL, SLURM, Share, Submission
 
@@ -108,7 +108,7 @@ class _Waiting:
         require_printable(self.params)
         begin_work()
         self.params["timeout_min"] = self.params["timeout_min"] or _NO_LIMIT_MIN
-        with scheduler.clean_environment(), _without_warnings():
+        with environment_as_found(), scheduler.clean_environment(), _without_warnings():
             results: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)  # type: ignore[misc]
         return [_Result(**vars(result)) for result in results]
 
@@ -176,7 +176,8 @@ class LocalLauncher(_Waiting, theirs.LocalLauncher):  # type: ignore[misc]
         started = []
         for element in range(submission.elements):
             command = _worker_command(plan, submission, ["--element", str(element)])
-            pid = _in_session_of_its_own(partial(executor._submit_command, command))
+            with environment_as_found():
+                pid = _in_session_of_its_own(partial(executor._submit_command, command))
             started.append(asdict(owners.named(int(pid))))
         return {"owners": started}
 
@@ -299,7 +300,11 @@ def sbatch(executor: Any, command: str) -> str:
 
     try:
         # sbatch's words go into the error; submitit would print them as well.
-        with scheduler.clean_environment(), redirect_stderr(io.StringIO()):
+        with (
+            environment_as_found(),
+            scheduler.clean_environment(),
+            redirect_stderr(io.StringIO()),
+        ):
             return str(executor._submit_command(command).job_id)
     except FailedSubmissionError as error:  # it ended well and named no job
         said = " ".join(str(error).split())
