@@ -113,6 +113,16 @@ CASES = {
             "1188824 tokens, a tenth for validation"
         ),
     ),
+    **{
+        f"no item of a list: {sign or 'plain'}": (
+            [f"{sign}optimizer.optimizer_params.betas.x=1"],
+            (
+                f"{sign}optimizer.optimizer_params.betas.x=1: optimizer.optimizer_params.betas is a "
+                "list of 2; it has no item x"
+            ),
+        )
+        for sign in ("", "+", "++")
+    },
     "unreadable override": (
         ["foo=[1"],
         "override 'foo=[1' can't be read: no viable alternative at input '[1'",

@@ -202,7 +202,9 @@ def apply_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig:
             before = apply_values(base, overrides[:i])
             raise _explained_value(text, before, error) from error
         except (AssertionError, KeyError, TypeError, ValueError) as error:  # e.g. list.key=1
-            raise UserError(f"{text} can't be set: {error or type(error).__name__}") from error
+            said = f"{text} can't be set: {error or type(error).__name__}"
+            before = apply_values(base, overrides[:i])
+            raise (_no_item(text, before) or UserError(said)) from error
     return config
 
 
@@ -237,17 +239,27 @@ def _explained_value(text: str, config: DictConfig, error: Exception) -> UserErr
     key = override.key_or_group
     if override.package is not None:
         return explained(error)
+    no_item = _no_item(text, config)
+    if no_item is not None:
+        return no_item
     parent, name = _deepest(config, key)
     if override.is_add() or not isinstance(error, ConfigCompositionException):
         return explained(error)
     if name is None:
         return UserError(f"{text}: {_cause(error)}; to add keys write +{text}")
     node = OmegaConf.select(config, parent) if parent else config
-    if isinstance(node, ListConfig):
-        return UserError(f"{text}: {parent} is a list of {len(node)}; it has no item {name}")
     if not isinstance(node, Mapping):
         return UserError(f"{text}: {parent} is a value, not a mapping; it has no key {name}")
     return unknown("key", name, list(node.keys()), parent or "the config")
+
+
+def _no_item(text: str, config: DictConfig) -> UserError | None:
+    """Explain an override of what a list does not hold; None if it is about something else."""
+    parent, name = _deepest(config, parse(text).key_or_group)
+    node = OmegaConf.select(config, parent) if parent else config
+    if name is None or not isinstance(node, ListConfig):
+        return None
+    return UserError(f"{text}: {parent} is a list of {len(node)}; it has no item {name}")
 
 
 def _cause(error: BaseException) -> str:
