@@ -12,6 +12,7 @@ from rundir import UserError, exit_code_of, unknown
 from rundir.files import MULTIRUN
 from sweeps.commands import following, listing, shell_completion, steering
 from sweeps.commands.comparison import RTOL
+from sweeps.follow import selection
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -108,9 +109,29 @@ def _parsed(command: argparse.ArgumentParser, words: Sequence[str]) -> argparse.
         if word.startswith("-"):
             legal = [text for action in command._actions for text in action.option_strings]  # noqa: SLF001
             raise unknown("option", word.partition("=")[0], legal, command.prog)
+    hint = _hint_of_commas(words)
     if rest:
-        command.error(f"too many words: {' '.join(rest)}")
+        command.error(f"too many words: {' '.join(rest)}{hint}")
+    if hint and parsed.sweep is not None:
+        try:
+            selection.directory_of(parsed.sweep, parsed.multirun)
+        except UserError as error:
+            if "did you mean" in str(error):
+                raise
+            raise UserError(f"{error}{hint}") from None
     return parsed
+
+
+def _hint_of_commas(words: Sequence[str]) -> str:
+    """Return what to write where two values of an option stand apart; empty where none do."""
+    for option, first, more in zip(words, words[1:], words[2:], strict=False):
+        if option in _SEVERAL and not more.startswith("-"):
+            return f"; several values take commas: {option} {first},{more}"
+    return ""
+
+
+_SEVERAL = ("--runs", "--state")
+"""Options that take several values."""
 
 
 if __name__ == "__main__":
