@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -163,14 +163,12 @@ def explain(arguments: Sequence[str], config_dir: str, error: Exception) -> User
         o for o in given.overrides if "," not in o and not o.lstrip("+~").startswith("sweep.")
     ]
     more = [str(Path(given.config_dir).absolute())] if given.config_dir else []
-    try:
-        compose(single, config_dir, given.config_name or CONFIG_NAME, more)
-    except UserError as found:
-        if is_expected or type(found.__context__) is type(error):
-            return found
-    except Exception:
-        if is_expected:
-            raise
+    with suppress(Exception):  # whatever else that trips over, the first error is the one to tell
+        try:
+            compose(single, config_dir, given.config_name or CONFIG_NAME, more)
+        except UserError as found:
+            if is_expected or type(found.__context__) is type(error):
+                return found
     if is_expected:
         return composition.explained(error)
     said = ": ".join(text for text in (type(error).__name__, " ".join(str(error).split())) if text)

@@ -7,10 +7,12 @@ import itertools
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from rundir import UserError
+from sweeps.launch import entry
 from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
 from sweeps.planning.composition import Composer, resolve, split
 from sweeps.planning.plan import Plan, candidates
@@ -82,3 +84,12 @@ def test_a_run_that_resolves_to_something_else_later_is_refused(loader, tmp_path
     monkeypatch.setenv("TAG", "2")
     with pytest.raises(UserError, match="resolves to other values here than at the launch"):
         plan.composed(plan.runs[0])
+
+
+def test_an_error_of_hydras_is_told_also_where_explaining_it_fails(monkeypatch):
+    def compose(*_):
+        raise KeyError("what?")
+
+    monkeypatch.setattr(entry, "compose", compose)
+    said = entry.explain(["seed=1"], str(CONFIG_DIR), ConfigCompositionException("Hydra's\nwords"))
+    assert str(said) == "Hydra's words"
