@@ -47,8 +47,8 @@ class Lookout:
         record, and not again about those that it has explained. Where squeue does not answer, what
         may still be in the queue is taken to be there.
         """
-        self.notes = []
         entries = ledger.entries(self.plan.home)
+        self.notes = ledger.damage(self.plan.home, entries)
         try:
             queue = states.queue_of(self.plan, entries)
         except ClusterError as error:

@@ -189,7 +189,10 @@ def _grouped(wanted: Sequence[RunState], requests: Mapping[str, _Request]) -> _G
 
 def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[RunState]]:
     """Return the states of the runs asked for, and of those among them to submit."""
-    surveyed = states.survey(plan, states.queue_of(plan))
+    entries = ledger.entries(plan.home)
+    for said in ledger.damage(plan.home, entries):
+        display.warn(said)
+    surveyed = states.survey(plan, states.queue_of(plan, entries), entries=entries)
     asked = [surveyed[index] for index in indices]
     return asked, [state for state in asked if state.is_wanted]
 

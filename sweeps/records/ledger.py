@@ -138,6 +138,7 @@ class Submission:
 
     def cancel(self, home: Path) -> None:
         """Note that the user has cancelled it: none of its elements requeues itself any more."""
+        self.folder(home).mkdir(parents=True, exist_ok=True)
         (self.folder(home) / CANCELLED_FILE).touch()
 
     def is_cancelled(self, home: Path) -> bool:
@@ -177,6 +178,8 @@ class Entry:
     """Indices of the runs that the user cancelled while they waited or were at work."""
     reason: str | None = None
     """The scheduler's words where it refused."""
+    is_damaged: bool = False
+    """Whether its record is unreadable: of the submission nothing is known but its id."""
 
     def live_job(self, place: int, queue: Collection[str] | None) -> str | None:
         """Return the live job that will get to the run at ``place``; None if none will."""
@@ -203,7 +206,8 @@ def record(home: Path, event: str, submission: str, **fields: object) -> None:
 def entries(home: Path) -> list[Entry]:
     """Return every submission that the ledger knows, oldest first.
 
-    A damaged line counts as not written: what it answered is looked up again.
+    A damaged line counts as not written: what it answered is looked up again. A submission whose
+    record is damaged stays, without runs, so that its job can be found and ended.
     """
     last: dict[str, dict[str, Any]] = {}
     first: dict[str, float] = {}
@@ -221,14 +225,35 @@ def entries(home: Path) -> list[Entry]:
     found = []
     for name, event in last.items():
         submission = Submission.read(home, name)
-        if submission is not None:
-            answer = event["event"] if event["event"] != "intent" else None
-            owners = tuple(Owner.from_record(owner) for owner in event.get("owners", ()))
-            taken_back = frozenset(cancelled.get(name, ()))
-            job, reason = event.get("job"), event.get("reason")
-            entry = Entry(submission, answer, job, owners, first[name], taken_back, reason)
-            found.append(entry)
+        is_damaged = submission is None
+        answer = event["event"] if event["event"] != "intent" else None
+        owners = tuple(Owner.from_record(owner) for owner in event.get("owners", ()))
+        entry = Entry(
+            submission or _unreadable(name, SLURM if event.get("job") else LOCAL),
+            answer,
+            event.get("job"),
+            owners,
+            first[name],
+            frozenset(cancelled.get(name, ())),
+            event.get("reason"),
+            is_damaged,
+        )
+        found.append(entry)
     return found
+
+
+def damage(home: Path, known: Collection[Entry]) -> list[str]:
+    """Say in a line each which submissions are unreadable, and what that hides."""
+    return [
+        f"{entry.submission.folder(home) / SUBMISSION_FILE} can't be read; which runs "
+        f"{f'job {entry.job}' if entry.job else 'it'} was to do is not known"
+        for entry in known
+        if entry.is_damaged and entry.answer != REFUSED
+    ]
+
+
+def _unreadable(name: str, backend: str) -> Submission:
+    return Submission(name, Share(backend, (), 0, drain=False, threads=None), code="", cwd="")
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

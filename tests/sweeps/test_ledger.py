@@ -39,6 +39,19 @@ def test_a_torn_last_line_is_passed_over(submission, tmp_path):
     assert [e.job for e in ledger.entries(tmp_path)] == ["77"]
 
 
+@pytest.mark.parametrize("text", ["", "{}", None])
+def test_a_submission_whose_record_is_damaged_stays_in_the_ledger(submission, tmp_path, text):
+    submission.write(tmp_path)
+    ledger.record(tmp_path, "job", "ab12", job="77")
+    record = submission.folder(tmp_path) / ledger.SUBMISSION_FILE
+    record.unlink() if text is None else record.write_text(text)
+    (entry,) = ledger.entries(tmp_path)
+    assert (entry.submission.id, entry.job, entry.is_damaged) == ("ab12", "77", True)
+    assert ledger.damage(tmp_path, [entry]) == [
+        f"{record} can't be read; which runs job 77 was to do is not known"
+    ]
+
+
 def test_element_i_gets_to_run_i_and_a_draining_one_to_any(submission, tmp_path):
     entry = ledger.Entry(submission, "job", "77")
     assert entry.live_job(1, {"77_1": ...}) == "77_1"

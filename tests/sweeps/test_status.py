@@ -339,11 +339,15 @@ def test_a_damaged_line_of_the_ledger_costs_at_most_itself(make_sweep, sweeps_co
 
 
 @pytest.mark.parametrize("text", ["{}", '{"share": 1}', "[]"])
-def test_a_damaged_record_of_a_submission_counts_as_absent(make_sweep, text):
+def test_a_submission_whose_record_is_damaged_is_warned_of(make_sweep, sweeps_command, text):
     sweep = make_sweep(runs=1)
-    sweep.hand_over()
-    (sweep.plan.home / "submissions" / "abc" / "submission.json").write_text(text)
-    assert ledger.entries(sweep.plan.home) == []
+    sweep.hand_over("local")
+    file = sweep.plan.home / "submissions" / "abc" / "submission.json"
+    file.write_text(text)
+    (entry,) = ledger.entries(sweep.plan.home)
+    assert (entry.submission.id, entry.is_damaged, entry.submission.share.runs) == ("abc", True, ())
+    said = f"{file} can't be read; which runs it was to do is not known"
+    assert said in " ".join(sweeps_command("status")[2].split())
 
 
 ATTEMPTS = st.integers(0, 3)
