@@ -52,6 +52,15 @@ def test_a_submission_whose_record_is_damaged_stays_in_the_ledger(submission, tm
     ]
 
 
+def test_a_launch_warns_of_it_and_goes_on(shell, toy):
+    shell("launch", "-m", *toy, "paths.sweep=s", "seed=1")
+    (file,) = shell.find(ledger.SUBMISSION_FILE)
+    file.write_text("{")
+    done = shell("launch", "-m", *toy, "paths.sweep=s", "seed=1,2")
+    assert "submission.json can't be read; which runs it was to do is not known" in done.stderr
+    assert [run["state"] for run in shell.status("s")] == ["completed"] * 2
+
+
 def test_element_i_gets_to_run_i_and_a_draining_one_to_any(submission, tmp_path):
     entry = ledger.Entry(submission, "job", "77")
     assert entry.live_job(1, {"77_1": ...}) == "77_1"
