@@ -8,7 +8,7 @@ groups torch's keys, so a checkpoint of either continues under the other. The fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -106,6 +106,11 @@ class KernelAdamW(KernelAdam, torch.optim.AdamW):
 
 class KernelNAdam(_KernelAdam, torch.optim.NAdam):
     """NAdam, and NAdamW with ``decoupled_weight_decay``."""
+
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {
+        "step": torch.float32,
+        "mu_product": torch.float32,
+    }
 
     def __init__(self, params: Iterable[Any], *, backend: Backend, **options: Any) -> None:
         """Build it; ``options`` are torch's."""

@@ -50,3 +50,16 @@ def averaged(
     averages = kept(state, key, weights, values, from_zero=from_zero)
     torch._foreach_lerp_(averages, list(values), 1 - decay)
     return averages
+
+
+def restored(value: Any, weight: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """Return a copy of what was saved for a weight, in a type that need not be the weight's.
+
+    Args:
+        value: a tensor on any device, or a number.
+        weight: whose it is.
+        dtype: None is the weight's, but at least fp32.
+        device: to put it on.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32) if dtype is None else dtype
+    return torch.as_tensor(value).to(device, wide, copy=True)

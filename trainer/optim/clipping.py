@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from trainer.kernels.layout import alike, laid_out_alike
+from trainer.optim.averages import restored
 from trainer.optim.copied import Copied
 
 
 class FoldsClip(Copied):
     """An optimizer whose step multiplies the gradients by the factor that clips them."""
 
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {}
+    """Types of the states that do not have their weight's; None is that, but at least fp32."""
+
     _clip_factor: Tensor | None = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state from whatever device, to the bit where the weights' type is what it was."""
+        super().load_state_dict(dict(state_dict))
+        for group, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for weight, number in zip(group["params"], theirs["params"], strict=True):
+                saved = state_dict["state"].get(number, {})
+                for key in self.OWN_TYPES.keys() & saved.keys():
+                    # From what was saved: torch has rounded it to the weight's type.
+                    self.state[weight][key] = restored(
+                        saved[key], weight, self.OWN_TYPES[key], self._place(group, weight)
+                    )
+
+    def _place(self, group: dict[str, Any], weight: Tensor) -> torch.device:  # noqa: ARG002
+        """Return where the states of types of their own are kept."""
+        return weight.device
 
     @torch.no_grad()
     def clip_grad_norm(self, limit: float) -> Tensor:
@@ -44,6 +64,11 @@ class FoldsClip(Copied):
 class _TorchStep(FoldsClip):
     """torch's own step: where it is fused, it scales the gradients as it reads them."""
 
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {
+        "step": torch.float32,
+        "mu_product": torch.float32,
+    }
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every weight that has a gradient; clipped gradients are overwritten."""
         factor = self._take_clip_factor()
@@ -62,6 +87,11 @@ class _TorchStep(FoldsClip):
             return super().step(closure)
         finally:
             del self.grad_scale
+
+    def _place(self, group: dict[str, Any], weight: Tensor) -> torch.device:
+        """Return where torch wants its numbers: unfused steps read them on the host."""
+        on_device = group.get("fused") or group.get("capturable")
+        return weight.device if on_device else torch.device("cpu")
 
     def _lay_out(self) -> None:
         """Replace gradients of another order in memory than their weights', which fused steps need.

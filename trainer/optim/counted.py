@@ -36,6 +36,7 @@ class CountsSteps(FoldsClip):
 
     COUNTERS: ClassVar[tuple[str, ...]] = ("step",)
     """Keys of the numbers, fp64 scalars, that a weight's steps add up in its state."""
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {"step": torch.float64}
 
     def __init__(self, groups: Any, lr: float, weight_decay: float) -> None:
         self._on_host: dict[Tensor, dict[str, float]] = defaultdict(dict)
@@ -44,7 +45,7 @@ class CountsSteps(FoldsClip):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state; counters on a device are waited for."""
-        super().load_state_dict(dict(state_dict))
+        super().load_state_dict(state_dict)
         weights = chain.from_iterable(group["params"] for group in self.param_groups)
         numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         self._on_host.clear()
@@ -52,10 +53,7 @@ class CountsSteps(FoldsClip):
             saved = state_dict["state"].get(number, {})
             for key in self.COUNTERS:
                 if key in saved:
-                    # From what was saved: torch rounds a state to the weight's dtype.
                     self._on_host[weight][key] = float(saved[key])
-                    counter = torch.as_tensor(saved[key], dtype=torch.float64)
-                    self.state[weight][key] = counter.to(weight.device, copy=True)
 
     def _add(self, key: str, weights: list[Tensor], amount: Number) -> Number:
         """Add to a counter of a batch and return what it is then."""

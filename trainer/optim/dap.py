@@ -126,7 +126,7 @@ class Dap(CountsSteps):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state of this class, also of versions that kept a second moment per weight."""
-        super().load_state_dict(dict(state_dict))
+        super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         weights = chain.from_iterable(group["params"] for group in self.param_groups)
         states = [state_dict["state"].get(number, {}) for number in saved]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Elementwise(FoldsClip):
     ``lr`` is a number it may change between steps, and nothing is compiled anew.
     """
 
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {"step": torch.float32}
     backend: Backend = "torch"
 
     @torch.no_grad()
@@ -63,13 +64,8 @@ class Elementwise(FoldsClip):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state of either backend, and of torch's optimizer where it has this one."""
-        super().load_state_dict(dict(state_dict))
+        super().load_state_dict(state_dict)
         self._plans.forget()
-        for weight, state in self.state.items():
-            if isinstance(weight, Tensor) and "step" in state:
-                # torch leaves the counts of its unfused steps on the host.
-                step = torch.as_tensor(state["step"], dtype=torch.float32)
-                state["step"] = step.to(weight.device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add weights with numbers of their own."""

@@ -28,7 +28,7 @@ goes into weights and state: whoever steps looks first. A step never waits for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -76,6 +76,10 @@ class Momo(Elementwise):
     torch a step makes two copies of the weights.
     """
 
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {
+        "step": torch.float32,
+        "inner_avg": None,
+    }
     _RULE: ClassVar[Rule] = "momo"
     _STATES: ClassVar[tuple[str, ...]] = ("exp_avg",)
 

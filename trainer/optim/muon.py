@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ ADAMW_RMS = 0.2
 
 class Muon(FoldsClip):
     """Groups with ``norm`` spectral or adamw: 4 or 8 bytes of state per fp32 weight."""
+
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {"step": torch.float32}
 
     def __init__(
         self,

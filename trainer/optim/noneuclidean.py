@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,11 @@ class SpectralDescent(FoldsClip):
     4 bytes of state per fp32 weight, in the adam norms 8. With the kernels the momenta, and
     whatever moves by itself alone, take one launch a group.
     """
+
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {
+        "inner_avg": None,
+        "nuclear_norm": None,
+    }
 
     def __init__(
         self,
@@ -143,7 +148,7 @@ class SpectralDescent(FoldsClip):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state of either backend."""
-        super().load_state_dict(dict(state_dict))
+        super().load_state_dict(state_dict)
         self._plans.forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

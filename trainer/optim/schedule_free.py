@@ -16,6 +16,7 @@ device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,7 @@ class ScheduleFreeAdamW(CountedElementwise):
     """
 
     COUNTERS: ClassVar[tuple[str, ...]] = ("step", "weight_sum")
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = dict.fromkeys(COUNTERS, torch.float64)
 
     def __init__(
         self, weights: Any, params: ScheduleFreeParams, backend: Backend = "torch"

@@ -26,7 +26,8 @@ Shape suffixes: B matrices of one shape, M rows, N columns; S a side, which is M
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,11 @@ class Soap(CountedOptimizer):
 
     A matrix has 8 M^2 + 8 N^2 bytes more, and a step of it costs 6 M^2 N + 6 M N^2 FLOPs.
     """
+
+    OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {
+        **CountedOptimizer.OWN_TYPES,
+        **dict.fromkeys(name for side in _SIDES for name in (side.moment, side.basis)),
+    }
 
     def __init__(self, groups: list[dict[str, Any]], params: SoapParams) -> None:
         super().__init__(groups, params.lr, params.weight_decay)

@@ -18,6 +18,11 @@ NAMES = sorted(REGISTRY)
 SIGNS = ("sign-gd", "lion")
 """Torch's sign of NaN is 0, so that these show it in their state alone."""
 
+VALUES: dict[str, dict[str, Any]] = {
+    "soap": {"precondition_frequency": 2},
+    "muon-momo": {"nuc_approx": "last"},
+}
+
 
 def configured(model: nn.Module, name: str, **values: Any) -> torch.optim.Optimizer:
     shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["optimizer_params"]
@@ -61,6 +66,24 @@ def test_a_loaded_state_continues_to_the_bit(net: Any, name: str, tmp_path: Path
     second.load_state_dict(saved["optimizer"])
     train(resumed, second, range(3, 6))
     for ours, expected in zip(resumed.parameters(), net.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_of_16_bit_weights_continues_to_the_bit(net: Any, name: str) -> None:
+    values = {"ema_beta": 0.5} if name.startswith("dap") else VALUES.get(name, {})
+    net.bfloat16()
+    first = configured(net, name, **values)
+    train(net, first, range(3))
+    twin = copy.deepcopy(net)
+    second = configured(twin, name, **values)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for weight, other in zip(net.parameters(), twin.parameters(), strict=True):
+        for key, value in first.state.get(weight, {}).items():
+            assert second.state[other][key].dtype == value.dtype, key
+    train(net, first, range(3, 6))
+    train(twin, second, range(3, 6))
+    for ours, expected in zip(twin.parameters(), net.parameters(), strict=True):
         assert torch.equal(ours, expected)
 
 
