@@ -107,6 +107,40 @@ class _TorchStep(FoldsClip):
 class SGD(_TorchStep, torch.optim.SGD):
     """``torch.optim.SGD`` with the clip folded in."""
 
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every weight that has a gradient; clipped gradients are overwritten."""
+        factor, loss = self._take_clip_factor(), None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for waiting in self._turns():
+            gradients = [weight.grad for weight in waiting]
+            for weight in waiting:
+                weight.grad = None
+            self._clip_factor = factor
+            super().step()
+            for weight, gradient in zip(waiting, gradients, strict=True):
+                weight.grad = gradient
+        return loss
+
+    def _turns(self) -> list[list[Tensor]]:
+        """Return the weights that wait in each turn: one, or two where some momenta are missing.
+
+        torch's fused step starts all momenta of a call or none.
+        """
+        moving = [group for group in self.param_groups if group["momentum"] and group["fused"]]
+        weights = [w for group in moving for w in group["params"] if w.grad is not None]
+        begun: list[Tensor] = []
+        fresh: list[Tensor] = []
+        for weight in weights:
+            missing = self.state.get(weight, {}).get("momentum_buffer") is None
+            (fresh if missing else begun).append(weight)
+        if not (begun and fresh):
+            return [[]]
+        every = (weight for group in self.param_groups for weight in group["params"])
+        later = set(begun)
+        return [begun, [weight for weight in every if weight not in later]]
+
 
 class Adam(_TorchStep, torch.optim.Adam):
     """``torch.optim.Adam`` with the clip folded in."""

@@ -97,6 +97,25 @@ def test_a_weight_without_gradient_stays_and_has_no_state(net: Any, name: str) -
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_weight_whose_first_gradient_comes_later_begins_then(net: Any, name: str) -> None:
+    before = net.up.bias.detach().clone()
+    optimizer: Any = configured(net, name, lr=0.01)
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        net(torch.zeros(4, 9, dtype=torch.long))  # whose inputs DAP looks at
+        for weight in net.parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        late = (net.up.bias, net.square.weight) if step < 2 else ()
+        for weight in (net.unused.weight, *late):
+            weight.grad = None
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step(lambda step=step: 3.0 - 0.1 * step)
+        assert torch.equal(net.up.bias, before) == (step < 2)
+        assert not any(optimizer.state.get(weight) for weight in late)
+    assert all(weight.isfinite().all() for weight in net.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_without_any_gradient_changes_nothing(net: Any, name: str) -> None:
     before = copy.deepcopy(net.state_dict())
     configured(net, name, weight_decay=0.5).step(lambda: 1.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trainer.optim import build_optimizer, optimizer_params
+from trainer.optim.clipping import SGD
 
 CASES = [
     ({"name": "sgd"}, torch.optim.SGD, {}),
@@ -57,3 +58,21 @@ def test_steps_are_those_of_torch(net: Any, values: Any, cls: Any, options: Any)
 def test_a_cpu_takes_the_fused_step(net: Any, name: str) -> None:
     optimizer = build_optimizer(net, optimizer_params({"name": name}, ""))
     assert optimizer.param_groups[0]["fused"] is True
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.9])
+def test_momenta_that_begin_later_are_those_of_torchs_loop(net: Any, dampening: float) -> None:
+    """torch's fused step fails on them."""
+    twin = copy.deepcopy(net)
+    options: Any = {"lr": 0.1, "momentum": 0.9, "dampening": dampening, "weight_decay": 0.2}
+    ours = SGD(net.parameters(), **options, fused=True)
+    theirs = torch.optim.SGD(twin.parameters(), **options, foreach=False)
+    for step in range(4):
+        for i, pair in enumerate(zip(net.parameters(), twin.parameters(), strict=True)):
+            gradient = torch.randn(pair[0].shape, dtype=pair[0].dtype)
+            for weight in pair:
+                weight.grad = gradient.clone() if i % 3 <= step else None
+        assert ours.step(lambda: 5.0) == 5.0
+        theirs.step()
+        for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
