@@ -20,7 +20,6 @@ from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
-from trainer.optim.dap import Dap
 from trainer.optim.division import group_record
 from trainer.parallel import Ranks, accumulating
 from trainer.watch import Watch
@@ -106,8 +105,8 @@ class Training:
         if self.watch.lets_pass(step + 1, loss, norm):
             # A tensor: some steps depend on the loss, and none has to wait for it.
             self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
-        elif isinstance(self.optimizer, Dap):
-            self.optimizer.forget_inputs()
+        elif isinstance(self.optimizer, FoldsClip):
+            self.optimizer.forget()
         self.optimizer.zero_grad()
         return Update(loss, norm, lr)
 

@@ -24,6 +24,7 @@ class FoldsClip(Copied):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state from whatever device, to the bit where the weights' type is what it was."""
         super().load_state_dict(dict(state_dict))
+        self.forget()
         for group, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for weight, number in zip(group["params"], theirs["params"], strict=True):
                 saved = state_dict["state"].get(number, {})
@@ -32,6 +33,15 @@ class FoldsClip(Copied):
                     self.state[weight][key] = restored(
                         saved[key], weight, self.OWN_TYPES[key], self._place(group, weight)
                     )
+
+    def forget(self) -> None:
+        """Drop what was gathered for a step that is not taken."""
+        self._clip_factor = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and the factor that was to clip them."""
+        self._clip_factor = None
+        super().zero_grad(set_to_none)
 
     def _place(self, group: dict[str, Any], weight: Tensor) -> torch.device:  # noqa: ARG002
         """Return where the states of types of their own are kept."""
@@ -44,6 +54,7 @@ class FoldsClip(Copied):
         As ``torch.nn.utils.clip_grad_norm_`` of all weights, but the gradients are written by the
         step at the earliest, and not at all where it reads them once. Nothing waits for the device.
         """
+        self._clip_factor = None
         gradients = self._gradients()
         if not gradients:
             return torch.zeros(())

@@ -117,11 +117,12 @@ class Dap(CountsSteps):
         if matrices:
             with full_precision(matrices[0][1][0].device):
                 self._step_matrices(matrices, clip_factor)
-        self.forget_inputs()
+        self.forget()
         return loss
 
-    def forget_inputs(self) -> None:
-        """Drop the inputs seen since the last step, as where their own step is skipped."""
+    def forget(self) -> None:
+        """Drop the clip and the inputs seen since the last step."""
+        super().forget()
         self._moments.reset()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

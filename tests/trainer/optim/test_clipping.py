@@ -70,6 +70,29 @@ def test_the_clip_is_that_of_torch_and_holds_for_one_step(net: Any, name: str) -
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("abandon", ["zero_grad", "forget", "no gradient", "load_state_dict"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clip_whose_step_is_not_taken_is_forgotten(net: Any, name: str, abandon: str) -> None:
+    twin = copy.deepcopy(net)
+    ours, theirs = built(net, name), built(twin, name)
+    set_gradients(net, 0)
+    net.up.weight.grad[0, 0] = float("nan")
+    ours.clip_grad_norm(1.0)
+    if abandon == "no gradient":
+        for weight in net.parameters():
+            weight.grad = None
+        assert ours.clip_grad_norm(1.0) == 0
+    elif abandon == "load_state_dict":
+        ours.load_state_dict(ours.state_dict())
+    else:
+        getattr(ours, abandon)()
+    for model, optimizer in ((net, ours), (twin, theirs)):
+        set_gradients(model, 0)
+        optimizer.step(lambda: 2.0)
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("name", ["adamw", "nadam", "lion", "momo-adam", "mars"])
 def test_without_gradients_the_norm_is_nought(net: Any, name: str) -> None:
     optimizer = built(net, name)

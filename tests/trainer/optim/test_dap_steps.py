@@ -324,7 +324,7 @@ def test_inputs_of_a_skipped_step_are_forgotten() -> None:
     model = Gated(4, 5, 2)
     optimizer: Any = build_optimizer(model, optimizer_params(BASE, ""))
     model(torch.full((2, 3, 4), float("nan")), frozenset(), frozenset()).sum().backward()
-    optimizer.forget_inputs()
+    optimizer.forget()
     train(model, optimizer, range(2))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
