@@ -20,7 +20,7 @@ from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
-from trainer.optim.division import group_record
+from trainer.optim.division import group_record, with_our_options
 from trainer.parallel import Ranks, accumulating
 from trainer.watch import Watch
 
@@ -170,6 +170,8 @@ class Training:
     def resume(self, directory: Path) -> int:
         """Restore the checkpoint that is rank 0's newest whole one and return its step, or 0.
 
+        The optimizer's options are the configuration's from then on, not the checkpoint's.
+
         Raises:
             UserError: it is of another model or optimizer, or of other parameter groups.
         """
@@ -182,7 +184,7 @@ class Training:
         _refuse_other(directory, state, "optimizer_name", self.config.optimizer.name)
         self._refuse_other_groups(directory, state.get("optimizer_groups"))
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(with_our_options(self.optimizer, state["optimizer"]))
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and state["rng"]["cuda"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"][0], self.device)

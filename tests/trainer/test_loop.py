@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,27 @@ def test_a_checkpoint_of_another_optimizer_is_refused(
     interrupted(tiny, tmp_path, stopping_run, step=5)
     with pytest.raises(UserError, match=r"optimizer_name = 'adamw'; must be 'muon', as configured"):
         trained(change(tiny, **{f"{OPTIMIZER}name": "muon"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "adamw", "eps": 1e-2},
+        {"name": "muon", "ns_steps": 2},
+        {"name": "momo-adam", "eps": 1e-2},  # which is in no group
+    ],
+)
+def test_a_resumed_run_has_the_options_of_its_configuration_not_of_its_checkpoint(
+    tiny: Mapping, change: Change, tmp_path: Path, stopping_run: Stopping, options: Mapping
+) -> None:
+    change(tiny, **{f"{OPTIMIZER}name": options["name"]})
+    interrupted(tiny, tmp_path / "same", stopping_run, step=5)
+    shutil.copytree(tmp_path / "same", tmp_path / "other")
+    same = trained(tiny, tmp_path / "same")
+    changed = change(tiny, **{f"{OPTIMIZER}{key}": value for key, value in options.items()})
+    other = trained(changed, tmp_path / "other")
+    assert other["train", 5] == same["train", 5]
+    assert other["train", 12] != same["train", 12]
 
 
 def test_a_checkpoint_of_other_groups_is_refused(

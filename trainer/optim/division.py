@@ -133,3 +133,19 @@ def group_record(
         for number, group in enumerate(optimizer.param_groups)
         for weight in group["params"]
     }
+
+
+def with_our_options(optimizer: torch.optim.Optimizer, saved: Group) -> Group:
+    """Return a state whose groups have the options of an optimizer's, not those it was saved with.
+
+    Some options are in the groups and some in the optimizer: without this the former would be the
+    checkpoint's and the latter the configuration's.
+    """
+    theirs = saved["param_groups"]
+    ours = optimizer.param_groups
+    if len(theirs) != len(ours):  # torch says so
+        return saved
+    groups = [
+        {**group, "params": other["params"]} for group, other in zip(ours, theirs, strict=True)
+    ]
+    return {**saved, "param_groups": groups}

@@ -15,7 +15,7 @@ from rundir import UserError
 from trainer import GPTConfig
 from trainer.model import GPT
 from trainer.optim import build_optimizer, optimizer_params
-from trainer.optim.division import group_record, group_table
+from trainer.optim.division import group_record, group_table, with_our_options
 from trainer.optim.params import REGISTRY, OptimizerParams
 from trainer.optim.params.rules import WIDTH_POWERS
 
@@ -107,6 +107,22 @@ def test_a_state_with_groups_continues_to_the_bit(net: Any, name: str) -> None:
         take_step(twin, second, step)
     for key, weight in twin.named_parameters():
         assert torch.equal(weight, expected[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_can_be_loaded_without_the_options_it_was_saved_with(net: Any, name: str) -> None:
+    first = build_optimizer(net, params(name, {"match": "up", "lr_scale": 0.5}))
+    take_step(net, first, 0)
+    saved = first.state_dict()
+    for group in saved["param_groups"]:
+        group |= {key: "theirs" for key in group if key not in {"params", "fused", "capturable"}}
+    second = build_optimizer(net, params(name, {"match": "up", "lr_scale": 0.5}))
+    before = [dict(group) for group in second.param_groups]
+    second.load_state_dict(with_our_options(second, saved))
+    for ours, expected in zip(second.param_groups, before, strict=True):
+        assert ours.keys() == expected.keys()
+        assert all(ours[key] == expected[key] for key in expected if key != "params")
+    assert second.state.keys() == first.state.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
