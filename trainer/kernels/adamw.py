@@ -58,7 +58,7 @@ def adamw_step(
     ]
     if backend == "triton":
         _adamw_step_triton(slots, scalars, clip_factor, Plans() if plans is None else plans)
-    elif slots[0].weight.device.type in _FUSED_ON and all(map(_walks_together, slots)):
+    elif slots[0].weight.device.type in _FUSED_ON and _walk_together(slots):
         _adamw_step_fused(slots, scalars, clip_factor)
     else:
         adamw_step_torch(slots, scalars, clip_factor)
@@ -117,9 +117,13 @@ def _counts(weights: list[Tensor], step: float | Tensor) -> list[Tensor]:
     return [torch.full((), float(step), device=weights[0].device)] * len(weights)
 
 
-def _walks_together(slot: Slot) -> bool:
-    """Whether all four lie alike, as those of a weight with gaps in memory do not."""
-    return all(alike(slot.weight, other) for other in slot[1:])
+def _walk_together(slots: Sequence[Slot]) -> bool:
+    """Whether all are of one type, and what is kept for a weight with gaps in memory lies alike."""
+    dtype = slots[0].weight.dtype
+    return all(
+        slot.weight.dtype == dtype and all(alike(slot.weight, other) for other in slot[1:])
+        for slot in slots
+    )
 
 
 def _adamw_step_triton(

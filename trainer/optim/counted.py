@@ -20,15 +20,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainer.kernels import Backend
+from trainer.kernels import AdamWScalars, Backend, adamw_step
 from trainer.kernels.adam import clipped
-from trainer.kernels.operands import Operands
+from trainer.kernels.operands import Operands, Slot
 from trainer.kernels.plans import require_states
 from trainer.optim.averages import kept, kept_scalars
 from trainer.optim.clipping import FoldsClip
 from trainer.optim.elementwise import Elementwise
 from trainer.optim.params import OptimizerParams
-from trainer.optim.scaling import Number, decay_weights, each
+from trainer.optim.scaling import Number, each
 
 
 class CountsSteps(FoldsClip):
@@ -132,36 +132,11 @@ class CountedOptimizer(CountsSteps):
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        """Take a step of AdamW: in one pass where torch's kernel can, in nine elsewhere."""
-        lr, decay = group["lr"], group["weight_decay"]
+        """Take a step of AdamW."""
         means, squares = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
-        if _fit_for_fusing(weights, gradients):
-            # On CUDA torch's kernel reads its numbers as fp32.
-            rate = lr.float() if isinstance(lr, Tensor) and lr.is_cuda else lr
-            counts = torch.stack([self.state[weight]["step"] for weight in weights]).float()
-            torch._fused_adamw_(
-                weights,
-                gradients,
-                means,
-                squares,
-                [],
-                list(counts.unbind()),
-                lr=rate,
-                beta1=betas[0],
-                beta2=betas[1],
-                weight_decay=decay,
-                eps=eps,
-                amsgrad=False,
-                maximize=False,
-            )
-            return
-        torch._foreach_lerp_(means, gradients, 1 - betas[0])
-        torch._foreach_mul_(squares, betas[1])
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
-        roots = self._roots(weights, step, betas[1], eps)
-        moves = torch._foreach_mul(means, each(-lr / (1 - betas[0] ** step), weights))
-        decay_weights(weights, lr, decay)
-        torch._foreach_addcdiv_(weights, moves, roots)
+        slots = list(map(Slot, weights, gradients, means, squares))
+        scalars = AdamWScalars(group["lr"], *betas, eps, group["weight_decay"], step)
+        adamw_step(slots, scalars, "torch")
 
     def _roots(self, weights: list[Tensor], step: Number, beta: float, eps: float) -> list[Tensor]:
         """Return sqrt(v / (1 - b^t)) + eps, v the averages of the gradients' squares."""
@@ -208,12 +183,3 @@ class CountedElementwise(CountedOptimizer, Elementwise):
         clip_factor: Tensor | None,
     ) -> None:
         self._step_groups(clip_factor)
-
-
-def _fit_for_fusing(weights: list[Tensor], gradients: list[Tensor]) -> bool:
-    """Whether torch's fused kernel walks them rightly: of one kind, and in the order of memory."""
-    device, dtype = weights[0].device, weights[0].dtype
-    return device.type in {"cpu", "cuda"} and all(
-        tensor.device == device and tensor.dtype == dtype and tensor.is_contiguous()
-        for tensor in (*weights, *gradients)
-    )

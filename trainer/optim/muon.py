@@ -29,13 +29,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
-from trainer.kernels import choose_backend
+from trainer.kernels import AdamWScalars, adamw_step, choose_backend
 from trainer.kernels.adam import clipped
-from trainer.kernels.layout import laid_out_alike
+from trainer.kernels.operands import Slot
 from trainer.kernels.symmetric import Choice
-from trainer.optim.averages import averaged, kept
+from trainer.optim.averages import averaged, kept, kept_scalars
 from trainer.optim.batches import polar_factors
 from trainer.optim.clipping import FoldsClip
 from trainer.optim.groups import split_parameters, trainable
@@ -110,30 +109,16 @@ class Muon(FoldsClip):
     def _step_rest(
         self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
     ) -> None:
-        gradients = [
-            laid_out_alike(weight, weight.grad) for weight in weights if weight.grad is not None
-        ]
-        for weight in weights:
-            if "step" not in self.state[weight]:
-                self.state[weight]["step"] = torch.zeros((), device=weight.device)
-        (beta1, beta2), lr = group["betas"], group["lr"]
-        adamw(
-            weights,
-            clipped(gradients, clip_factor),
-            kept(self.state, "exp_avg", weights, weights, from_zero=True),
-            kept(self.state, "exp_avg_sq", weights, weights, from_zero=True),
-            [],
-            [self.state[weight]["step"] for weight in weights],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            # On CUDA torch's kernel reads a tensor as fp32.
-            lr=lr.float() if isinstance(lr, Tensor) and lr.is_cuda else lr,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        steps = kept_scalars(self.state, "step", weights)
+        torch._foreach_add_(steps, 1)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        means = kept(self.state, "exp_avg", weights, weights, from_zero=True)
+        squares = kept(self.state, "exp_avg_sq", weights, weights, from_zero=True)
+        slots = list(map(Slot, weights, gradients, means, squares))
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+        count = torch.stack(steps)
+        scalars = AdamWScalars(group["lr"], beta1, beta2, group["eps"], decay, count)
+        adamw_step(slots, scalars, "torch", clip_factor)
 
 
 class NorMuon(Muon):

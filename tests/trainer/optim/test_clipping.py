@@ -145,3 +145,23 @@ def test_gradients_of_another_order_in_memory_give_the_same_step(net: Any, name:
             optimizer.step(lambda: 5.0)
     for ours, expected in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_weights_with_gaps_in_memory_take_the_same_step(net: Any, name: str) -> None:
+    net.float()
+    twin = copy.deepcopy(net)
+    for layer in (net.up, net.norm):
+        wide = torch.stack((layer.bias.detach(), torch.full_like(layer.bias, 7.0)), 1)
+        layer.bias = torch.nn.Parameter(wide[:, 0])
+        assert layer.bias.stride() == (2,)
+    for model in (net, twin):
+        optimizer = built(model, name)
+        for step in range(3):
+            optimizer.zero_grad()
+            model((torch.arange(20).reshape(4, 5) + step) % 11).square().mean().backward()
+            optimizer.clip_grad_norm(1e-2)
+            optimizer.step(lambda: 5.0)
+    for ours, expected in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+    assert (net.up.bias.as_strided((15,), (2,), 1) == 7).all()
