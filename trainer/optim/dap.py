@@ -95,7 +95,8 @@ class Dap(CountsSteps):
 
         Raises:
             RuntimeError: a layer has a gradient but saw no input in training mode; or the first
-                step of a weight is captured in a CUDA graph, or one whose inputs are not.
+                step of a weight is captured in a CUDA graph, or one whose inputs are not. Nothing
+                has changed.
         """
         loss = None
         if closure is not None:
@@ -103,11 +104,7 @@ class Dap(CountsSteps):
                 loss = closure()
         clip_factor = self._take_clip_factor()
         matrices: list[_Part] = []
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            self._look_where_to_count(group, weights)
+        for group, weights in self._parts():
             for batch in self._batches(weights):
                 self._add("step", batch, 1.0)
             if group["preconditioned"]:
@@ -119,6 +116,20 @@ class Dap(CountsSteps):
                 self._step_matrices(matrices, clip_factor)
         self.forget()
         return loss
+
+    def _parts(self) -> list[_Part]:
+        """Return what the step moves, once nothing can refuse it any more."""
+        parts: list[_Part] = []
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            parts.append((group, weights))
+            self._look_where_to_count(group, weights)
+            if group["preconditioned"] and not self._params.disable_preconditioning:
+                for weight in weights:
+                    self._moments.of(weight)
+        return parts
 
     def forget(self) -> None:
         """Drop the clip and the inputs seen since the last step."""

@@ -148,11 +148,18 @@ def test_subsampling_by_rows_reaches_the_step(net: Any) -> None:
     assert {total.rows for total in optimizer._moments._sums.values()} == {20, 0}
 
 
-def test_a_gradient_without_an_input_is_said(net: Any) -> None:
+def test_a_gradient_without_an_input_is_said_before_anything_moves(net: Any) -> None:
     optimizer = build_optimizer(net, optimizer_params(BASE, ""))
-    net.square.weight.grad = torch.ones_like(net.square.weight)
+    net(torch.zeros(5, 8, dtype=torch.long)).sum().backward()
+    net.unused.weight.grad = torch.ones_like(net.unused.weight)
+    before = [weight.detach().clone() for weight in net.parameters()]
     with pytest.raises(RuntimeError, match="a linear layer has a gradient, but saw no input"):
         optimizer.step()
+    assert all(map(torch.equal, before, net.parameters()))
+    assert not any(optimizer.state.values())
+    net.unused.weight.grad = None
+    optimizer.step()
+    assert not torch.equal(before[0], net.wte.weight)
 
 
 def test_debug_timing_logs_each_part(net: Any, caplog: pytest.LogCaptureFixture) -> None:
