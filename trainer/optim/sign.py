@@ -56,9 +56,8 @@ class SignDescent(Elementwise):
             if group["weight_decay"]:
                 torch._foreach_mul_(operands.weights, 1 - group["lr"] * group["weight_decay"])
             moves = torch._foreach_sign(next(steps))
-            if length is not None:
-                torch._foreach_mul_(moves, length)
-            torch._foreach_mul_(moves, group["lr"])
+            size = group["lr"] if length is None else group["lr"] * length
+            torch._foreach_mul_(moves, size)
             torch._foreach_sub_(operands.weights, moves)
 
     def _momenta(self, operands: Operands, clip_factor: Tensor | None) -> list[Tensor]:
@@ -80,7 +79,8 @@ class SignDescent(Elementwise):
         """Return what a step is multiplied by beside lr; None is 1."""
         if not self._measures or not momenta:
             return None
-        length: Tensor = torch.stack(torch._foreach_norm(momenta, 1)).sum()
+        wide = torch.promote_types(momenta[0].dtype, torch.float32)
+        length: Tensor = torch.stack(torch._foreach_norm(momenta, 1, dtype=wide)).sum()
         return length
 
     def _step_triton(self, plan: Plan, clip_factor: Tensor | None) -> None:

@@ -71,3 +71,13 @@ def test_without_the_length_a_gradients_size_does_not_matter(net: Any) -> None:
     net.up.weight.grad = torch.full_like(before, -1e-20)
     optimizer.step()
     assert torch.equal(net.up.weight.detach(), before + 0.25)
+
+
+def test_16_bit_momenta_are_summed_beyond_their_type() -> None:
+    net = torch.nn.Linear(300, 300, bias=False).half()
+    optimizer = build_optimizer(net, optimizer_params({"name": "sign-gd-nonlmo", "lr": 1e-6}, ""))
+    before = net.weight.detach().float()
+    net.weight.grad = torch.ones_like(net.weight)  # whose sum, 90000, half has no number for
+    optimizer.step()
+    moved = before - net.weight.detach().float()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.09), rtol=1e-2, atol=1e-4)
