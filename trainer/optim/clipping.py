@@ -88,9 +88,11 @@ class _TorchStep(FoldsClip):
             self._lay_out()
         if factor is None:
             return super().step(closure)
-        if not fused:
+        gradients = self._gradients()
+        # torch's fused steps take the factor in fp32.
+        if not fused or any(gradient.dtype == torch.float64 for gradient in gradients):
             with torch.no_grad():
-                torch._foreach_mul_(self._gradients(), factor)
+                torch._foreach_mul_(gradients, factor)
             return super().step(closure)
         # torch's name for what its gradient scaler would have it divide by, in fp32.
         self.grad_scale = factor.reciprocal().float()

@@ -66,8 +66,7 @@ def test_the_clip_is_that_of_torch_and_holds_for_one_step(net: Any, name: str) -
         for optimizer in (ours, theirs):
             optimizer.step(lambda: 2.0)
     for a, b in zip(net.parameters(), twin.parameters(), strict=True):
-        # torch's fused steps take the factor in fp32.
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("abandon", ["zero_grad", "forget", "no gradient", "load_state_dict"])
