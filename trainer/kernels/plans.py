@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,27 +45,29 @@ class Plans:
         self,
         groups: Sequence[Sequence[Tensor]],
         operands: Callable[[], list[Operands]],
-        has_state: Callable[[Tensor], bool],
+        states: Callable[[Tensor], Iterable[Tensor]],
     ) -> Plan | None:
         """Return where this step's tensors lie, or None where there is no gradient.
-
-        States are not looked at: whoever exchanges them forgets the plans.
 
         Args:
             groups: the weights of each; those without a gradient do not count.
             operands: makes those of the groups, with the states where missing.
-            has_state: whether a weight's state is there.
+            states: what is kept for a weight and in the plan; empty where nothing is.
 
         Raises:
             RuntimeError: a graph is captured, and a state is missing or no plan was kept of as many
                 weights.
         """
-        key = _addresses(groups)
+        key = _addresses(groups, states)
         if not key:
             return None
-        if key not in self._kept:
-            require_states(groups, has_state)
-        return self._at(key, operands, capturing=_captures(groups))
+        if key in self._kept:
+            return self._at(key, operands, capturing=_captures(groups))
+        require_states(groups, lambda weight: any(True for _ in states(weight)))
+        made = operands()
+        # With the states that this made: none of them may pass for one that was there before.
+        key = _addresses(groups, states)
+        return self._at(key, lambda: made, capturing=_captures(groups))
 
     def of_tensors(self, operands: Operands) -> Plan:
         """Return where these tensors lie, which are in one order in memory.
@@ -118,14 +120,17 @@ def require_states(groups: Sequence[Sequence[Tensor]], has_state: Callable[[Tens
         raise RuntimeError(MADE_BEFORE)
 
 
-def _addresses(groups: Sequence[Sequence[Tensor]]) -> tuple[Any, ...]:
-    """Return what identifies this step's weights and gradients; 0.3 us a weight."""
+def _addresses(
+    groups: Sequence[Sequence[Tensor]], states: Callable[[Tensor], Iterable[Tensor]]
+) -> tuple[Any, ...]:
+    """Return what identifies this step's weights, gradients and states; 1 us a weight."""
     key: list[Any] = []
     for group in groups:
         for weight in group:
             gradient = weight.grad
             if gradient is not None:
                 key += (weight.data_ptr(), gradient.data_ptr(), gradient.stride())
+                key += [kept.data_ptr() for kept in states(weight)]
     return tuple(key)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -89,11 +89,15 @@ class Elementwise(FoldsClip):
         return self._plans.of(
             [group["params"] for group in self.param_groups],
             lambda: [self._operands(group) for group in self.param_groups],
-            self._has_state,
+            self._states_of,
         )
 
     def _has_state(self, weight: Tensor) -> bool:
         return bool(self.state.get(weight))
+
+    def _states_of(self, weight: Tensor) -> Iterable[Tensor]:
+        found: Mapping[str, Tensor] = self.state.get(weight, {})
+        return found.values()
 
     @property
     def _plans(self) -> Plans:

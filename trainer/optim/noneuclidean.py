@@ -217,8 +217,12 @@ class SpectralDescent(FoldsClip):
         return plans
 
     def _plan(self, operands: list[Operands]) -> Plan | None:
+        kept: dict[Tensor, list[Tensor]] = {}
+        for those in operands:
+            columns = (*those.states, *([those.scalars] if those.scalars else []))
+            kept |= dict(zip(those.weights, map(list, zip(*columns, strict=True)), strict=True))
         groups = [those.weights for those in operands]
-        return self._plans.of(groups, lambda: operands, lambda _: True)
+        return self._plans.of(groups, lambda: operands, kept.__getitem__)
 
     def _part(
         self,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,3 +40,33 @@ def test_a_captured_step_takes_the_memory_of_a_plan_of_as_many_weights() -> None
     with pytest.raises(RuntimeError, match="take a step of the same weights before capturing one"):
         plans._spare(2)
     assert plans._spare(1) is small.host
+
+
+def test_a_state_that_is_exchanged_needs_a_new_plan() -> None:
+    plans, there = Plans(), operands(5, 9)
+    for weight, gradient in zip(there.weights, there.gradients, strict=True):
+        weight.grad = gradient
+    states: dict[torch.Tensor, list[torch.Tensor]] = {}
+
+    def made() -> list[Operands]:
+        for weight in there.weights:
+            states.setdefault(weight, [torch.zeros_like(weight), torch.ones_like(weight)])
+        pairs = [states[weight] for weight in there.weights]
+        columns = [list(column) for column in zip(*pairs, strict=True)]
+        return [Operands(there.weights, there.gradients, columns)]
+
+    def plan() -> Any:
+        return plans.of([there.weights], made, lambda weight: states.get(weight, ()))
+
+    first = plan()
+    assert plan() is first
+    assert len(plans) == 1
+    old = states[there.weights[0]].pop()
+    states[there.weights[0]].append(old.clone())
+    second = plan()
+    assert second is not first
+    assert second.slots[0, 3] == states[there.weights[0]][1].data_ptr()
+    kept = dict(states)
+    states.clear()
+    assert plan() is not second
+    assert kept
