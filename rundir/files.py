@@ -224,12 +224,23 @@ def write_status(run_dir: Path, status: Status, successor: Path | None = None) -
         found = read_status(run_dir)
         if found is not None and found.attempt > status.attempt:
             raise superseded(status.attempt, found.attempt)
-        if successor is not None and successor.exists():
+        if has_begun(successor):
             raise superseded(status.attempt, status.attempt + 1)
 
     permit()
     record = {k: v for k, v in asdict(status).items() if v is not None}
     write_json(run_dir / STATUS_FILE, {"version": SCHEMA_VERSION, **record}, permit)
+
+
+def has_begun(successor: Path | None) -> bool:
+    """Say whether the attempt that begins with this file is known to have begun.
+
+    An error, such as a network disk's stale handle, is no answer: whoever has to know looks again.
+    """
+    try:
+        return successor is not None and successor.exists()
+    except OSError:
+        return False
 
 
 def superseded(attempt: int, later: int) -> Superseded:

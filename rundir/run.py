@@ -16,6 +16,7 @@ from rundir.files import (
     METRICS_FILE,
     State,
     Status,
+    has_begun,
     open_for_append,
     read_status,
     superseded,
@@ -113,7 +114,7 @@ class Run:
     def is_superseded(self) -> bool:
         """Say whether a later attempt has begun; costs a stat."""
         self._looked_at = time.monotonic()
-        if self._superseded is None and self._successor is not None and self._successor.exists():
+        if self._superseded is None and has_begun(self._successor):
             self._superseded = superseded(self.attempt, self.attempt + 1)
         return self._superseded is not None
 

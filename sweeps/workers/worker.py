@@ -28,7 +28,7 @@ from rundir import (
     UserError,
     read_status,
 )
-from rundir.files import write_status
+from rundir.files import has_begun, write_status
 from sweeps.cluster import cores, requeue
 from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, freeze, provenance
@@ -84,7 +84,8 @@ class Worker:
         while not self._slots.is_empty:
             attempt, wait_status = self._slots.wait(self._watch if self._leader else None)
             bad += wait_status != 0
-            self._settle(attempt, wait_status)
+            with self._troubles():
+                self._settle(attempt, wait_status)
             self._fill()
         halt = self._refusal()
         if halt is not None and not self._was_replaced:
@@ -169,7 +170,7 @@ class Worker:
         directory = self.plan.directory(attempt.run)
         status = read_status(directory)
         if status is None or status.attempt != attempt.number or status.state not in ENDED:
-            self._was_replaced |= self._successor(attempt.run, attempt.number).exists()
+            self._was_replaced |= has_begun(self._successor(attempt.run, attempt.number))
             status = end_of_killed(status, attempt.number, wait_status)
             with self._troubles():
                 self._record(attempt.run, status)

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -109,6 +110,34 @@ def test_an_attempt_that_a_claim_has_superseded_writes_nothing_more(tmp_path, mo
         with pytest.raises(Superseded):
             verb()
     assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+@pytest.fixture
+def stale(monkeypatch, tmp_path):
+    """Have every look at the claims fail, as on a network disk whose server was restarted."""
+
+    def stat(path: Path, **more):
+        if path.parent == tmp_path / "claims":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, **more)
+
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", stat)
+    return monkeypatch
+
+
+def test_a_look_at_the_claims_that_fails_harms_no_run_and_is_made_again(tmp_path, stale):
+    stale.setattr("rundir.run.FENCE_INTERVAL_S", 0)
+    successor = tmp_path / "claims" / "0.2"
+    run = Run(tmp_path / "run", attempt=1, successor=successor)
+    run.log("train", 1, loss=1.0)
+    run.progress(1, 1)
+    assert run.checkpoints
+    assert not run.is_superseded
+    stale.undo()
+    successor.parent.mkdir()
+    successor.touch()
+    assert run.is_superseded
 
 
 def test_a_run_looks_for_a_later_attempt_at_most_every_two_seconds_besides_its_writes(

@@ -1,5 +1,6 @@
 """Packing, retry and rules on this machine, and the parts of a worker one by one."""
 
+import errno
 import itertools
 import json
 import os
@@ -407,6 +408,24 @@ def test_the_record_of_a_later_attempt_is_left_alone(make_worker):
     assert read_status(directory) == later
     ours._tell({Attempt(run, 1, 0): "the user cancelled it"})
     assert read_status(directory) == later
+
+
+def test_a_record_that_cannot_be_read_leaves_the_runs_beside_it_to_their_end(
+    make_worker, short_runs, monkeypatch
+):
+    ours = make_worker()
+    failing = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+
+    def read(directory: Path) -> Status | None:
+        if failing:
+            raise failing.pop()
+        return read_status(directory)
+
+    monkeypatch.setattr(worker, "read_status", read)
+    assert ours.work() == 1
+    assert ours.trouble == "Stale file handle"
+    for run in ours.plan.runs:
+        assert read_status(ours.plan.directory(run)).state is State.COMPLETED
 
 
 @pytest.mark.parametrize("backend", [LOCAL, SLURM])
