@@ -6,7 +6,7 @@ OptsweepError            1   some run failed, or a command could not do its work
 ├── ClusterError         3   the cluster said no; carries its words
 ├── Diverged             1   raised by a task: the loss is not finite, or the divergence rule fired
 ├── RanksLost            4   raised by a task's rank that can't reach the others; another one failed
-├── Superseded           1   a later attempt at the run has begun; this one records nothing more
+├── Superseded           5   a later attempt at the run has begun; this one records nothing more
 └── Preempted            1   raised by a task that checkpointed because it was asked to stop
 
 A message is one line in the form ``name = value; must be …; did you mean …?``.
@@ -60,7 +60,12 @@ class RanksLost(OptsweepError):
 
 
 class Superseded(OptsweepError):
-    """A later attempt at the run has begun, as this one was taken for gone; it must end."""
+    """A later attempt at the run has begun, as this one was taken for gone; it must end.
+
+    Its exit code is its own, so that who waits for the process knows that too.
+    """
+
+    exit_code = 5
 
 
 class Preempted(OptsweepError):

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from rundir import (
     UserError,
     read_status,
 )
-from rundir.files import has_begun, write_status
+from rundir.files import write_status
 from sweeps.cluster import cores, requeue
 from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, freeze, provenance
@@ -143,10 +143,13 @@ class Worker:
         self.trouble = self.trouble or said
         logging.getLogger(__name__).error("begins no more runs: %s", said)
 
-    def _record(self, run: PlannedRun, status: Status) -> None:
-        """Write how an attempt ended, unless a later attempt has begun meanwhile."""
-        with suppress(Superseded):
+    def _record(self, run: PlannedRun, status: Status) -> bool:
+        """Write how an attempt ended; False if a later attempt has begun, whose record stays."""
+        try:
             write_status(self.plan.directory(run), status, self._successor(run, status.attempt))
+        except Superseded:
+            return False
+        return True
 
     def _successor(self, run: PlannedRun, attempt: int) -> Path:
         return claims.path_of(self.plan.claims, str(run.index), attempt + 1)
@@ -166,21 +169,25 @@ class Worker:
         return self._failures.refusal() or self._deadline.refusal()
 
     def _settle(self, attempt: Attempt, wait_status: int) -> None:
-        """See to the record of a run whose process has ended, and to what comes of it."""
-        directory = self.plan.directory(attempt.run)
+        """See to the record of a run whose process has ended, and to what comes of it.
+
+        A fellow that goes on with the run has it from here on. Only where the process has ended
+        because of that was it, and with it this worker, taken for gone while it lived.
+        """
+        directory, is_ours = self.plan.directory(attempt.run), True
         status = read_status(directory)
         if status is None or status.attempt != attempt.number or status.state not in ENDED:
-            self._was_replaced |= has_begun(self._successor(attempt.run, attempt.number))
             status = end_of_killed(status, attempt.number, wait_status)
             with self._troubles():
-                self._record(attempt.run, status)
+                is_ours = self._record(attempt.run, status)
+            self._was_replaced |= not is_ours and status.exit_code == Superseded.exit_code
         if self._leader is not None:
             judged = self._leader.verdict(status)
             if judged != status:
                 status = judged
                 with self._troubles():
-                    self._record(attempt.run, status)
-        if self._was_replaced:
+                    is_ours &= self._record(attempt.run, status)
+        if not is_ours:
             return
         self._deadline.learn(self.plan, attempt.run, status)
         if status.state is State.PREEMPTED and self.stopped is not None:

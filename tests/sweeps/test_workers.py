@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rundir import State, Status, UserError, read_status
+from rundir import Preempted, State, Status, Superseded, UserError, read_status
 from rundir.files import write_status
 from rundir.run import FENCE_INTERVAL_S
 from sweeps.planning.plan import Plan, PlannedRun
@@ -408,6 +408,37 @@ def test_the_record_of_a_later_attempt_is_left_alone(make_worker):
     assert read_status(directory) == later
     ours._tell({Attempt(run, 1, 0): "the user cancelled it"})
     assert read_status(directory) == later
+
+
+@pytest.mark.parametrize("code", [Preempted.exit_code, 0, Superseded.exit_code])
+def test_only_a_run_that_saw_itself_superseded_tells_that_its_worker_was_taken_for_gone(
+    make_worker, code
+):
+    """A fellow may go on with a run that has ended before its own worker has looked."""
+    ours = make_worker(1, requeue_on=(State.FAILED, State.PREEMPTED), max_failures=1)
+    run = ours.plan.runs[0]
+    ours.plan.directory(run).mkdir(parents=True)
+    ours._backlog.take()
+    claims.claim(ours.plan.claims, "0", 2, Owner("elsewhere", "boot", 1, 1, "7", 1))
+    later = Status(State.RUNNING, 2, "n")
+    write_status(ours.plan.directory(run), later)
+    ours.stopped = "SIGTERM"
+    ours._settle(Attempt(run, 1, 0), code << 8)
+    said = ours._refusal()
+    assert ("taken for gone" in said) == (code == Superseded.exit_code)
+    assert read_status(ours.plan.directory(run)) == later
+    assert not ours._interrupted
+    assert not ours._backlog.waiting()
+    assert ours._failures.refusal() is None
+
+
+def test_a_run_that_exits_with_the_code_of_a_superseded_one_has_failed(make_worker):
+    ours = make_worker(1)
+    run = ours.plan.runs[0]
+    ours.plan.directory(run).mkdir(parents=True)
+    ours._settle(Attempt(run, 1, 0), Superseded.exit_code << 8)
+    assert read_status(ours.plan.directory(run)).state is State.FAILED
+    assert ours._refusal() is None
 
 
 def test_a_record_that_cannot_be_read_leaves_the_runs_beside_it_to_their_end(
