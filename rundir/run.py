@@ -198,19 +198,18 @@ class Run:
         )
 
     def _write(self, status: Status) -> None:
-        self.status = status
-        self._written_at = time.time()
-        if self.rank:
-            return
         if self._superseded is not None:
             raise self._superseded
-        try:
-            write_status(self.path, status, self._successor)
-        except Superseded as error:
-            self._superseded = error
-            raise
-        self._looked_at = time.monotonic()
-        if self._on_progress is not None:
+        if self.rank == 0:
+            try:
+                write_status(self.path, status, self._successor)
+            except Superseded as error:
+                self._superseded = error
+                raise
+            self._looked_at = time.monotonic()
+        self.status = status
+        self._written_at = time.time()
+        if self.rank == 0 and self._on_progress is not None:
             self._on_progress(status)
 
     def __enter__(self) -> Run:

@@ -62,8 +62,9 @@ def execute(
     """Carry out one claimed attempt and return its final status.
 
     The task's errors end the run in a state with a reason; they are logged with their traceback
-    to train.log and not raised. Once the next attempt is claimed, nothing more is recorded, and a
-    task that does not end within FENCE_GRACE_S takes this process along.
+    to train.log and not raised. Once the next attempt is claimed, nothing more is recorded, the
+    attempt has failed however its task ended, and a task that does not end within FENCE_GRACE_S
+    takes this process along.
 
     Args:
         job: what to carry out.
@@ -97,8 +98,11 @@ def execute(
             logging.getLogger(__name__).error(  # noqa: TRY400 - a traceback only for surprises
                 "%s: %s", *ending(raised)[:2], exc_info=None if expected else raised
             )
-        with suppress(Superseded):
+        try:
             run.end(*ending(error))
+        except Superseded as late:
+            state, reason, code = ending(late)
+            return replace(run.status, state=state, reason=reason, exit_code=code)
     return run.status
 
 

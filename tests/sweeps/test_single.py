@@ -4,12 +4,15 @@ import json
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from rundir import State, Superseded, read_status
 from sweeps.launch.single import CLAIM, _next_attempt, job_of, new_directory
 from sweeps.records import claims
 from sweeps.records.owners import Owner, myself
+from sweeps.workers import execution
 
 
 def run_dir(shell):
@@ -54,6 +57,21 @@ def test_interrupted_it_is_resumed_by_the_same_command(shell, toy):
     assert steps == list(range(1, 401))
     attempts = json.loads((run_dir(shell) / "run.json").read_text())["attempts"]
     assert [attempt["attempt"] for attempt in attempts] == [1, 2]
+
+
+def test_a_run_that_ends_well_after_another_took_its_place_tells_its_caller_so(
+    tmp_path, monkeypatch
+):
+    successor = tmp_path / "claim.2"
+    monkeypatch.setattr(execution, "write_snapshot", lambda *_: None)
+    monkeypatch.setattr(execution, "task_config", dict)
+    monkeypatch.setattr(execution.tasks, "load", lambda *_: lambda *_: successor.touch())
+    job = execution.Job(SimpleNamespace(resolved={"task": "toy"}), tmp_path, "name", "f" * 64)
+    status = execution.execute(job, 1, 1, successor=successor)
+    assert status.state is State.FAILED
+    assert status.reason == "attempt 2 at this run has begun; attempt 1 ends"
+    assert status.exit_code == Superseded.exit_code
+    assert read_status(tmp_path).state is State.RUNNING
 
 
 def test_snapshot_composes_back_to_the_same_config(shell, toy):
