@@ -50,6 +50,8 @@ class RunState:
     is_unbegun: bool = False
     """True where the attempt submitted last came to nothing before it began: the run's own record
     and log are of an earlier one."""
+    is_handed_back: bool = False
+    """True where the worker that was to begin it left word that it did not."""
     is_leaving: bool = False
     """True while SLURM cleans up after its job, and may then have it wait once more."""
 
@@ -286,7 +288,7 @@ class _HandedOver:
 
         Workers that handed it back are another matter.
         """
-        if self.attempt <= attempts or state in DONE or state is State.RUNNING:
+        if self.attempt <= attempts or state in _SETTLED:
             return False
         is_gone = queue is not None and self.by.live_job(self.place) is None
         is_told = self.by.note(Note.UNSTARTED, self.place) is not None
@@ -301,6 +303,9 @@ class _HandedOver:
 
 _INTERRUPTED = frozenset({State.PLANNED, State.PREEMPTED, State.CANCELLED, State.LOST})
 """States that a run may be in because its job was cancelled; others tell of something else."""
+
+_SETTLED = DONE | {State.RUNNING}
+"""States of a run that a later attempt which was never begun changes nothing about."""
 
 _NOT_REQUEUED = "; not requeued"
 """Begins what a worker adds to the reason of a run that does not go on by itself."""
@@ -372,8 +377,17 @@ def _state(
             why, node = (element.why, element.node) if element else (None, None)
             return RunState(run, State.PENDING, attempts, status, why, waiting, node)
         unstarted = handed.by.note(Note.UNSTARTED, handed.place)
-        if unstarted is not None and attempts == 0:
-            return RunState(run, State.PLANNED, 0, reason=unstarted)
+        if unstarted is not None and standing(claim, status, queue)[0] not in _SETTLED:
+            return RunState(
+                run,
+                State.PLANNED,
+                attempts,
+                status,
+                unstarted,
+                handed.job,
+                is_unbegun=True,
+                is_handed_back=True,
+            )
         failure = handed.by.note(Note.FAILED, handed.place)
         if failure is not None:
             ended = queue.endings.get(handed.job or "") if queue is not None else None
@@ -461,11 +475,11 @@ def _with_ending(
     if job is None:
         return state
     ending, reason = endings[job], endings[job].reason
-    if state.state is State.PREEMPTED:
+    if state.state is State.PREEMPTED or state.is_handed_back:
         # Its own word stands, unless it went on in vain: then who took the job from it counts.
         if ending.state is not State.CANCELLED:
             return state
-        reason = f"{reason}; {_without_denial(state.reason or 'preempted')}"
+        reason = f"{reason}; {_without_denial(state.reason or str(state.state))}"
     elif state.is_unbegun and state.attempts:
         reason = f"{state.reason}: {reason}"
     node = ending.node if state.is_unbegun else state.node or ending.node

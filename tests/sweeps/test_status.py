@@ -497,6 +497,39 @@ def test_a_resubmission_that_ends_before_the_run_begins_is_told_of_and_not_the_o
     assert "12_0_0_log.out:\n    module: not found" in out
 
 
+STOPPED = "not started: the worker was stopped by SIGTERM"
+
+
+@pytest.mark.parametrize("made", [0, 1])
+def test_a_run_that_its_worker_handed_back_ends_as_its_job_did_if_that_was_cancelled(
+    make_sweep, sweeps_command, monkeypatch, made
+):
+    sweep = make_sweep(runs=2)
+    if made:
+        sweep.record(0, State.FAILED, reason="RuntimeError: it broke", log="the old log\n")
+    sweep.record(1, State.COMPLETED)
+    sweep.hand_over(attempt=made + 1)
+    (entry,) = ledger.entries(sweep.plan.home)
+    for element in range(2):
+        entry.submission.note(sweep.plan.home, ledger.Note.UNSTARTED, element, STOPPED)
+    (entry.submission.folder(sweep.plan.home) / "12_0_0_log.out").write_text("stopping\n")
+    done = (State.COMPLETED, None)
+    assert seen(sweep, Queue()) == [(State.PLANNED, STOPPED), done]
+    assert seen(sweep, Queue({}, {"12_0": BROKEN})) == [(State.PLANNED, STOPPED), done]
+    told = (State.CANCELLED, f"{TAKEN_AWAY.reason}; {STOPPED}")
+    assert seen(sweep, Queue(), lambda _: {"12_0": TAKEN_AWAY}) == [told, done]
+    monkeypatch.setattr(states, "queue_of", lambda *_: Queue({}, {"12_0": TAKEN_AWAY}))
+    code, out, _ = sweeps_command("status")
+    assert code == 1
+    assert "broke" not in out
+    assert "the old log" not in out
+
+
+def test_unbegun_runs_of_a_drain_that_was_cancelled_are_cancelled(sweep_of_a_drain):
+    found = set(seen(sweep_of_a_drain, Queue({}, {"12_3": TAKEN_AWAY})))
+    assert found == {(State.CANCELLED, f"{TAKEN_AWAY.reason}; not started: time is up")}
+
+
 def test_a_plain_scancel_is_told_in_slurms_words(make_sweep):
     sweep = make_sweep(runs=3)
     denied = "stopped by SIGTERM at step 3; not requeued: SLURM ends the job itself"
