@@ -68,6 +68,8 @@ class Ending:
     state: State
     reason: str
     node: str | None = None
+    at: str = ""
+    """When, as ISO local time, so that texts order as times do; empty where SLURM does not say."""
 
 
 class Queue(dict[str, Element]):
@@ -113,27 +115,29 @@ def queue(user: int | None = None) -> Queue:
     """
     me = os.getuid()
     whose = f"--user={me if user is None else user}"
-    fields = "--format=%F|%K|%T|%N|%r|%j"
+    fields = "--format=%F|%K|%T %e|%N|%r|%j"
     text = ask("squeue", "--noheader", "--array", "--states=all", whose, fields)
     if user not in {None, me} and not text.strip():
         return UnknownQueue("squeue shows no jobs of the user who launched it")
     live, endings, jobs = {}, {}, {}
     for line in text.splitlines():
-        job, index, state, node, reason, name = line.split("|", 5)
+        job, index, said_state, node, reason, name = line.split("|", 5)
+        state, _, at = said_state.partition(" ")
         jobs[name] = job
         element = f"{job}_{index}" if index.isdecimal() else job
         said = None if reason in {"", "None"} else reason
         if state not in _OVER:
             live[element] = Element(state, said, node or None)
         elif state in _STATES:
-            endings[element] = _ending(state, said, node)
+            endings[element] = _ending(state, said, node, at)
     return Queue(live, endings, jobs)
 
 
-def _ending(word: str, why: str | None, nodes: str) -> Ending:
+def _ending(word: str, why: str | None, nodes: str, at: str) -> Ending:
     node = nodes if nodes not in {"", "None assigned", "(null)"} else None
     said = f"SLURM says {word}" + (f" ({why})" if why else "") + f" on {node or 'no node'}"
-    return Ending(_STATES[word.split(maxsplit=1)[0]], said, node)
+    is_known = at[:1].isdecimal()  # not of one that was cancelled while it waited
+    return Ending(_STATES[word.split(maxsplit=1)[0]], said, node, at if is_known else "")
 
 
 def jobs_named(names: Collection[str], since: float) -> dict[str, str]:
@@ -175,14 +179,14 @@ def endings(jobs: Collection[str]) -> dict[str, Ending]:
     arrays = sorted({job.partition("_")[0] for job in jobs})
     if not arrays:
         return {}
-    fields = "--format=JobID,State,ExitCode,NodeList"
+    fields = "--format=JobID,State,ExitCode,NodeList,End"
     command = ("sacct", "--noheader", "--parsable2", "-X", f"--jobs={','.join(arrays)}", fields)
     found = {}
     for line in ask(*command, seconds=ACCOUNTING_S).splitlines():
-        job, state, code, nodes = line.split("|")[:4]
+        job, state, code, nodes, at = line.split("|")[:5]
         is_asked = job in jobs or job.partition("_")[0] in jobs
         if is_asked and state and state.split()[0] in _STATES:
-            found[job] = _ending(state, f"exit code {code}", nodes)
+            found[job] = _ending(state, f"exit code {code}", nodes, at)
     return found
 
 
@@ -233,8 +237,16 @@ def ask(*command: str, seconds: float = TIMEOUT_S) -> str:
     Raises:
         ClusterError: with its words, when it fails, is not there, or does not answer.
     """
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            env=environment,
+        )
     except FileNotFoundError:
         raise ClusterError(f"{command[0]} is not on this machine's PATH") from None
     except subprocess.TimeoutExpired:

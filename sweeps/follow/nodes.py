@@ -49,7 +49,7 @@ class NodeRecord:
 def by_node(surveyed: Iterable[RunState], suspicion: Suspicion | None = None) -> list[NodeRecord]:
     """Return the nodes on which runs have failed, the worst first."""
     rule = suspicion or Suspicion()
-    told = [(s.node, s) for s in surveyed if s.node and s.state in BLAMABLE | DONE]
+    told = [(s.node, s) for s in _by_end(surveyed) if s.node and s.state in BLAMABLE | DONE]
     ended = Counter(node for node, _ in told)
     failed = Counter(node for node, s in told if s.state in BLAMABLE)
     telling = [(node, s.state in BLAMABLE) for node, s in told if not _failed_alike_elsewhere(s)]
@@ -58,6 +58,11 @@ def by_node(surveyed: Iterable[RunState], suspicion: Suspicion | None = None) ->
         for node, count in failed.items()
     ]
     return sorted(found, key=lambda record: (-record.is_suspicious, -record.failed, record.node))
+
+
+def _by_end(surveyed: Iterable[RunState]) -> Iterable[RunState]:
+    """Return one state for each end: that of an element counts once for all runs not begun."""
+    return {(s.job if s.is_unbegun else s.run.index): s for s in surveyed}.values()
 
 
 def _failed_alike_elsewhere(state: RunState) -> bool:

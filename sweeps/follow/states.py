@@ -451,17 +451,18 @@ def _with_endings(states: list[RunState], endings: Mapping[str, Ending]) -> list
 
 
 def _telling_elements(endings: Mapping[str, Ending]) -> dict[str, str]:
-    """Return the element of each array that tells most of why none works any more.
+    """Return the element of each array that tells why none works any more: the last one to end.
 
-    That is the first one that failed, or else the first one cancelled.
+    Of several that ended in the same second, one that failed tells more than a cancelled one.
     """
+
+    def telling(element: str) -> tuple[str, bool]:
+        return endings[element].at, endings[element].state is not State.CANCELLED
+
     found: dict[str, str] = {}
-    for element, ending in endings.items():
+    for element in endings:
         array = element.partition("_")[0]
-        known = found.get(array)
-        is_better = known is not None and endings[known].state is State.CANCELLED
-        if known is None or (is_better and ending.state is not State.CANCELLED):
-            found[array] = element
+        found[array] = max(found.get(array, element), element, key=telling)
     return found
 
 

@@ -34,8 +34,9 @@ def test_squeue_tells_apart_what_waits_runs_is_held_and_has_ended(slurm_says):
     slurm_says(
         "squeue",
         "12|0|PENDING||Priority|a\n12|1|RUNNING|n1|None|a\n"
-        "12|2|PENDING||launch failed requeued held|a\n12|3|TIMEOUT|n2|TimeLimit|a\n"
-        "12|4|COMPLETED|n2|None|a\n13|N/A|COMPLETING|n3|None|b|c\n",
+        "12|2|PENDING||launch failed requeued held|a\n"
+        "12|3|TIMEOUT 2026-01-02T03:04:05|n2|TimeLimit|a\n"
+        "12|4|COMPLETED|n2|None|a\n13|N/A|COMPLETING|n3|None|b|c\n12|5|CANCELLED N/A||None|a\n",
     )
     queue = scheduler.queue()
     assert sorted(queue) == ["12_0", "12_1", "12_2", "13"]
@@ -44,17 +45,25 @@ def test_squeue_tells_apart_what_waits_runs_is_held_and_has_ended(slurm_says):
     assert queue["12_2"].why == "launch failed requeued held; `scontrol release` lets it start"
     assert queue["13"].why == "COMPLETING"
     assert queue.jobs == {"a": "12", "b|c": "13"}
-    assert list(queue.endings) == ["12_3"]
+    assert {element: end.at for element, end in queue.endings.items()} == {
+        "12_3": "2026-01-02T03:04:05",
+        "12_5": "",
+    }
     ending = queue.endings["12_3"]
     assert (ending.state, ending.node) == (State.TIMEOUT, "n2")
     assert ending.reason == "SLURM says TIMEOUT (TimeLimit) on n2"
 
 
 def test_sacct_tells_of_the_jobs_asked_for_alone(slurm_says):
-    slurm_says("sacct", "12_0|CANCELLED by 0|0:15|n1\n12_1|FAILED|1:0|n2\n12_2|RUNNING|0:0|n2\n")
+    slurm_says(
+        "sacct",
+        "12_0|CANCELLED by 0|0:15|n1|2026-01-02T03:04:05\n"
+        "12_1|FAILED|1:0|n2|Unknown\n12_2|RUNNING|0:0|n2|Unknown\n",
+    )
     found = scheduler.endings({"12_0", "12_2"})
     assert {job: ending.state for job, ending in found.items()} == {"12_0": State.CANCELLED}
     assert found["12_0"].reason == "SLURM says CANCELLED by 0 (exit code 0:15) on n1"
+    assert found["12_0"].at == "2026-01-02T03:04:05"
 
 
 def test_a_refusal_carries_slurms_words(slurm_says):
@@ -77,7 +86,7 @@ def test_promise_14_sacct_is_asked_until_it_has_caught_up_and_never_again(slurm_
     slurm_says("sacct", "")
     lookout = Lookout(lost.plan)
     assert lookout.look()[0].state is State.LOST
-    slurm_says("sacct", "12_0|NODE_FAIL|0:0|n3\n")
+    slurm_says("sacct", "12_0|NODE_FAIL|0:0|n3|2026-01-02T03:04:05\n")
     (run,) = lookout.look()
     assert run.reason == "SLURM says NODE_FAIL (exit code 0:0) on n3"
     for _ in range(3):

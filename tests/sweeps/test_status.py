@@ -13,6 +13,7 @@ from rundir import ENDED, Run, State, Status
 from rundir.files import write_status
 from sweeps.cluster.scheduler import Element, Ending, Queue
 from sweeps.follow import states
+from sweeps.follow.nodes import NodeRecord, by_node
 from sweeps.follow.selection import pick
 from sweeps.follow.states import Records
 from sweeps.planning.plan import Plan
@@ -523,6 +524,24 @@ def test_a_run_that_its_worker_handed_back_ends_as_its_job_did_if_that_was_cance
     assert code == 1
     assert "broke" not in out
     assert "the old log" not in out
+
+
+def test_one_dead_worker_of_a_drain_is_one_failure_and_its_last_end_is_that_of_the_rest(
+    sweep_of_a_drain,
+):
+    """n1's worker fails at its start; n2's does ten runs until it is cancelled, or fails too."""
+    sweep = sweep_of_a_drain
+    next(sweep.plan.home.glob("submissions/abc/unstarted-*")).unlink()
+    for index in range(10):
+        sweep.record(index, State.COMPLETED, node="n2")
+    early, late = (replace(BROKEN, at=f"2026-01-02T03:0{minute}:05") for minute in (4, 9))
+    cancelled = Ending(State.CANCELLED, "SLURM says CANCELLED on n2", "n2", late.at)
+    found = states.survey(sweep.plan, Queue({}, {"12_0": early, "12_1": cancelled}))
+    assert {s.state for s in found[10:]} == {State.CANCELLED}
+    assert by_node(found) == []
+    both = states.survey(sweep.plan, Queue({}, {"12_0": early, "12_1": replace(late, node="n2")}))
+    assert {(s.state, s.node) for s in both[10:]} == {(State.FAILED, "n2")}
+    assert by_node(both) == [NodeRecord("n2", 1, 11, is_suspicious=False)]
 
 
 def test_unbegun_runs_of_a_drain_that_was_cancelled_are_cancelled(sweep_of_a_drain):
