@@ -330,7 +330,9 @@ def _handed_over(
 
 def _is_live(entry: Entry, queue: Queue | None) -> bool:
     """Say whether any worker of a submission may be at work, or come to be."""
-    return any(entry.live_job(i, queue) for i in range(entry.submission.elements))
+    share = entry.submission.share
+    places = 1 if share.drain else share.elements  # a drain's are asked after together
+    return any(entry.live_job(place, queue) for place in range(places))
 
 
 def _denials(entries: Sequence[Entry]) -> dict[int, tuple[int, str]]:

@@ -425,6 +425,18 @@ def test_a_survey_asks_once_a_submission_what_holds_for_all_its_runs(sweep_of_a_
     assert asked == ["job", "job", "notes"]
 
 
+def test_whether_a_drain_is_at_work_is_asked_once_for_all_its_workers(
+    sweep_of_a_drain, monkeypatch
+):
+    asked = []
+    real = ledger.Entry.live_job
+    monkeypatch.setattr(ledger.Entry, "live_job", lambda *of: asked.append("job") or real(*of))
+    sweep_of_a_drain.plan.claims.mkdir()
+    (sweep_of_a_drain.plan.claims / "0.1").write_text("")
+    assert states.survey(sweep_of_a_drain.plan, Queue())[0].state is State.LOST
+    assert asked == ["job", "job"], "by the damaged claim, and by the runs not begun"
+
+
 @pytest.fixture
 def sweep_of_a_drain(make_sweep):
     """A sweep of 30 runs that 8 workers drain; one has left word."""
