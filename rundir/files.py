@@ -203,9 +203,13 @@ def parse_status(raw: Mapping[str, Any] | None) -> Status | None:
         return None
     known = {key: value for key, value in raw.items() if key in _STATUS_KEYS}
     try:
-        return Status(**{"node": None, **known, "state": State(raw["state"])})
+        status = Status(**{"node": None, **known, "state": State(raw["state"])})
     except (KeyError, ValueError, TypeError):
         return None
+    earlier = {} if status.earlier is None else status.earlier
+    is_usable = isinstance(status.attempt, int) and isinstance(earlier, dict)
+    is_usable = is_usable and all(isinstance(why, str) for why in earlier.values())
+    return status if is_usable else None
 
 
 def write_status(run_dir: Path, status: Status, successor: Path | None = None) -> None:

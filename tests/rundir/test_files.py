@@ -40,7 +40,19 @@ def test_status_reads_back_as_it_was_written(tmp_path):
     assert files.read_status(tmp_path) == status
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "gone"}', '{"state": "failed", "step"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"state": "gone"}',
+        '{"state": "failed", "step"',
+        '{"state": "failed", "earlier": 5}',
+        '{"state": "failed", "earlier": {"n1": 5}}',
+        '{"state": "failed", "attempt": "1"}',
+    ],
+)
 def test_a_damaged_status_reads_as_none(tmp_path, text):
     (tmp_path / "status.json").write_text(text)
     assert files.read_status(tmp_path) is None
