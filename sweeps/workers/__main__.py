@@ -8,17 +8,17 @@ kill the worker: its run would have failed instead of going back into the queue.
 
 import sys
 
-from rundir import exit_code_of
 from sweeps.workers import signals
 
 
 def main() -> int:
-    """Hold signals back, then import the worker."""
+    """Hold signals back, then import all else."""
     signals.block()
+    from rundir import exit_code_of
     from sweeps.workers import worker
 
-    return worker.main()
+    return exit_code_of(worker.main)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    sys.exit(main())

@@ -273,23 +273,26 @@ import pathlib, sys, time
 pathlib.Path("importing").touch()
 time.sleep(1)
 sys.path.remove("")
-del sys.modules["omegaconf"]
-import omegaconf
+del sys.modules["NAME"]
+import NAME
 from sweeps.records import freeze
 
 freeze.verify = lambda _: None
 """
-"""Stands before omegaconf for a disk that takes a second to read it; the code is not frozen."""
+"""Stands before a module for a disk that takes a second to read it; the code is not frozen."""
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGUSR2, "omegaconf"), (signal.SIGTERM, "omegaconf"), (signal.SIGTERM, "rundir")],
+)
 def test_a_worker_that_is_stopped_while_it_starts_says_so_instead_of_dying(
-    shell, make_sweep, number
+    shell, make_sweep, number, name
 ):
     plan = make_sweep(runs=1).plan
     submission = Submission("abc", Share(SLURM, ((0, 1),), 1, False, 1), "code", "/")
     submission.write(plan.home)
-    (shell.cwd / "omegaconf.py").write_text(SLOW_IMPORT)
+    (shell.cwd / f"{name}.py").write_text(SLOW_IMPORT.replace("NAME", name))
     start = "import sys; sys.path.insert(0, ''); import runpy; "
     start += "runpy.run_module('sweeps.workers', run_name='__main__')"
     starting = shell.start("-c", start, str(plan.root.absolute()), "abc", "--element", "0")
