@@ -64,7 +64,8 @@ class Run:
             threads: CPU threads that the task may use; None lets it use every core it may run on.
             job: the scheduler's id of the job that works on this run.
             on_progress: called with every new status, e.g. to print a line.
-            rank: which of the run's processes this is; those above 0 write nothing at all.
+            rank: which of the run's processes this is; those above 0 write nothing at all,
+                but end for a later attempt as rank 0 does.
             world_size: how many processes the run has.
             successor: the file whose appearance means that the next attempt has begun.
 
@@ -93,7 +94,7 @@ class Run:
         )
         self._on_progress = on_progress
         self._written_at = 0.0
-        self._successor = None if rank else successor
+        self._successor = successor
         self._looked_at = time.monotonic()
         self._superseded: Superseded | None = None
         self._first_progress: tuple[float, int] | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rundir import DONE, RanksLost, State, Status
+from rundir import DONE, RanksLost, State, Status, Superseded
 from sweeps.workers.execution import end_of_killed
 from sweeps.workers.ranks import Line, Place, Task, free_port, write_address
 
@@ -182,5 +182,7 @@ class Leader:
             return
         end = fellow.said or end_of_killed(None, self._attempt, wait_status)
         harmless = {*DONE, State.PREEMPTED}
-        if end.state not in harmless and end.exit_code != RanksLost.exit_code:
+        # Rank 0 ends for the same later attempt, and may be the one that has still to see it.
+        elsewhere = {RanksLost.exit_code, Superseded.exit_code}
+        if end.state not in harmless and end.exit_code not in elsewhere:
             fellow.fault = end

@@ -80,6 +80,19 @@ def test_promise_21_a_rank_above_0_writes_nothing(tmp_path):
     assert not run.path.exists()
 
 
+def test_a_rank_above_0_ends_for_a_later_attempt_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("rundir.run.FENCE_INTERVAL_S", 0)
+    successor = tmp_path / "0.2"
+    run = Run(tmp_path / "run", attempt=1, rank=1, world_size=2, successor=successor)
+    run.log("train", 1, loss=1.0)
+    successor.touch()
+    with pytest.raises(Superseded):
+        run.log("train", 2, loss=1.0)
+    with pytest.raises(Superseded):
+        run.end(State.COMPLETED)
+    assert not run.path.exists()
+
+
 def test_the_record_of_a_later_attempt_stays(tmp_path):
     late, next_one = Run(tmp_path, attempt=1), Run(tmp_path, attempt=2)
     with pytest.raises(Superseded, match="attempt 2 at this run has begun; attempt 1 ends"):
