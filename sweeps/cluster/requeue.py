@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from rundir import ClusterError
@@ -43,7 +44,9 @@ def requeue(submission: Submission, home: Path, element: int) -> str | None:
     SLURM then kills the element with SIGTERM and, KillWait later, SIGKILL: this must be the last
     thing that a worker does. Only a running element may be requeued by its own wish. One that was
     cancelled, or that SLURM requeues already (a preemption, the user's ``scontrol requeue``), is
-    completing, and ``scontrol requeue`` would bring back what the user has cancelled.
+    completing, and ``scontrol requeue`` would bring back what the user has cancelled. A worker on a
+    node that SLURM had given up may ask after the next incarnation of its element, which is running
+    and healthy: the number of restarts tells them apart.
 
     Args:
         submission: the one that this worker belongs to.
@@ -59,9 +62,22 @@ def requeue(submission: Submission, home: Path, element: int) -> str | None:
         state = ask("squeue", "--noheader", f"--jobs={me}", "--format=%T").strip()
         if state != "RUNNING":
             return f"SLURM ends the job itself (squeue: {state or 'not there'})"
+        begun = _restarts_of(me)
+        if begun is not None and begun != restarts(submission.share):
+            return f"SLURM has begun the job again already, as restart {begun}"
         submission.note(home, Note.REQUEUED, element, f"by itself, from {me}")
         ask("scontrol", "requeue", me)
     except ClusterError as error:
         submission.retract(home, Note.REQUEUED, element)
         return str(error)
     return None
+
+
+def _restarts_of(element: str) -> int | None:
+    """Return how often SLURM has begun an element again; None if it does not say.
+
+    Raises:
+        ClusterError: SLURM does not answer.
+    """
+    found = re.search(r"\bRestarts=(\d+)", ask("scontrol", "show", "job", element))
+    return int(found[1]) if found else None

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from sweeps.cluster import requeue
 from sweeps.records.ledger import LOCAL, SLURM, Share, Submission
 from sweeps.records.owners import Owner, myself
@@ -49,3 +51,23 @@ def test_a_local_worker_is_not_the_job_around_it(monkeypatch, tmp_path):
         for backend in (LOCAL, SLURM)
     ]
     assert denials == ["outside SLURM there is no queue", "squeue is not on this machine's PATH"]
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_a_worker_that_slurm_has_given_up_leaves_the_next_incarnation_of_its_element_alone(
+    monkeypatch, tmp_path, begun
+):
+    asked = tmp_path / "asked"
+    for name, said in (("squeue", "RUNNING"), ("scontrol", f"JobId=7 Restarts={begun} Requeue=1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $* >>{asked}\necho '{said}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.fspath(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    submission = Submission("abc", share(SLURM), "code", "/")
+    submission.write(tmp_path)
+    denial = requeue.requeue(submission, tmp_path, 0)
+    assert denial == ("SLURM has begun the job again already, as restart 1" if begun else None)
+    assert ("scontrol requeue 7" in asked.read_text()) == (not begun)
+    assert bool(submission.notes(tmp_path)) == (not begun)
