@@ -105,6 +105,33 @@ def test_scancel_ends_a_run_with_a_checkpoint_and_without_a_requeue(login, toy):
     assert attempts(login, run) == [1]
 
 
+SLOW_START = """
+import pathlib, time
+
+def preload():
+    pathlib.Path("starting").touch()
+    time.sleep(3)
+
+def run(config, run):
+    pass
+"""
+
+
+def test_a_drain_that_scancel_ends_before_it_has_begun_a_run_is_cancelled(login):
+    (login.cwd / "slow_start.py").write_text(SLOW_START)
+    task = ("task=slow_start.run", "check=null")
+    login(*launch(task, "seed=1,2,3", "cluster.workers=1"))
+    job, deadline = login.status("s")[0]["job"], time.monotonic() + 60
+    while not (login.cwd / "starting").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    scancel(login, job.partition("_")[0])
+    runs = wait_until(login, ended)
+    told = r"SLURM says CANCELLED.* on n\d; not started: the worker was stopped by SIGTERM"
+    assert all(run["state"] == "cancelled" for run in runs)
+    assert all(re.fullmatch(told, run["reason"]) for run in runs), runs[0]["reason"]
+
+
 def test_cancel_wins_over_a_requeue_under_way(login, toy):
     login(*launch(toy, f"{LR}=0.1"))
     (run,) = wait_until(login, at_step(3))
