@@ -122,7 +122,7 @@ class Contender:
 
         def forget(training: bool) -> None:
             for optimizer in self.optimizers:
-                optimizer.forget_inputs()  # type: ignore[attr-defined]
+                optimizer.forget()  # type: ignore[attr-defined]
             model.train(training)
 
         return Side(forward, lambda: forget(False)), Side(forward, lambda: forget(True))

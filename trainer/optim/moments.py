@@ -126,7 +126,9 @@ class InputMoments:
         if not layer.training or not torch.is_grad_enabled() or not inputs:
             return
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        batch = self._batches[weight]
+        batch = self._batches.get(weight)
+        if batch is None:  # a copy of the layer, with the hook of the one it was copied from
+            return
         self._batches[weight] = batch + 1
         if batch % self._every == 0:
             before, x = self._sums[weight], inputs[0]

@@ -93,6 +93,16 @@ def test_reset_forgets_and_a_missing_input_is_said() -> None:
     torch.testing.assert_close(mean(moments, layer), second_moment(y))
 
 
+def test_the_hook_passes_over_a_layer_that_it_does_not_watch() -> None:
+    """As a copied model's, where torch.compile's leave to the hook is no method to be copied."""
+    layer, moments = layer_and_moments()
+    x, y = batches(2)
+    other = nn.Linear(layer.in_features, 2, dtype=x.dtype)
+    moments._before_forward(other, (y,))
+    layer(x)
+    torch.testing.assert_close(mean(moments, layer), second_moment(x))
+
+
 def test_a_part_as_whole_micro_batches_takes_the_first_of_each_few() -> None:
     layer, moments = layer_and_moments(0.5)
     inputs = batches(5)
