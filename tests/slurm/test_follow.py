@@ -56,8 +56,12 @@ def until(login, state: str, seconds: float = 120) -> dict:
         time.sleep(0.3)
 
 
-def test_promise_14_status_of_any_number_of_runs_asks_squeue_once(login, toy):
+def test_promise_14_status_of_any_number_of_runs_asks_squeue_once(login, slurm, toy):
     login(*launch(toy, "seed=1,2,3,4,5", "+cluster.additional_parameters.begin=now+1hour"))
+    deadline = time.monotonic() + 30
+    while "BeginTime" not in slurm.run("squeue", "--noheader", "--format=%r").stdout:
+        assert time.monotonic() < deadline  # SLURM has a reason once its scheduler has looked
+        time.sleep(0.1)
     questions(login)
     runs = login.status("s")
     assert questions(login) == ["squeue"]
