@@ -162,7 +162,8 @@ def test_muon_as_shipped_has_a_budget_only_where_bf16_is_slow(bench):
 
 def test_torch_s_own_step_is_called_that_and_its_clipped_form_is_beside_clip_grad_norm(rows):
     first, clipped = rows.of("adamw")
-    assert first.peer.endswith("(torch's own step)")
+    # Ours is the fused one; which of torch's is the quickest, and so beside it, is measured.
+    assert first.peer.endswith("(torch's own step)") == ("fused" in first.peer)
     assert clipped.peer.endswith("clip_grad_norm_")
 
 
