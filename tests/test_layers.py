@@ -14,7 +14,19 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = {"analysis", "hydra_plugins", "launch", "rundir", "sweeps", "trainer"}
 ALLOWED = {
     "rundir": {"rundir"},
-    "trainer": {"numpy", "rundir", "tiktoken", "torch", "trainer", "triton"},
+    "trainer": {
+        "datasets",
+        "numpy",
+        "rich",
+        "rundir",
+        "tensorboard",
+        "tiktoken",
+        "torch",
+        "trainer",
+        "transformers",
+        "triton",
+        "wandb",
+    },
     "sweeps": {
         "hydra",
         "hydra_plugins",
@@ -25,7 +37,17 @@ ALLOWED = {
         "sweeps",
         "yaml",
     },
-    "analysis": {"analysis", "matplotlib", "numpy", "pandas", "pyarrow", "rich", "rundir", "yaml"},
+    "analysis": {
+        "analysis",
+        "matplotlib",
+        "numpy",
+        "pandas",
+        "plotly",
+        "pyarrow",
+        "rich",
+        "rundir",
+        "yaml",
+    },
     "hydra_plugins": {"hydra", "sweeps"},
 }
 

@@ -1,0 +1,70 @@
+"""The group ``training``: how long and in what batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rundir.errors import require
+
+
+@dataclass(frozen=True)
+class TrainingParams:
+    """How long and in what batches to train."""
+
+    tokens_processed: int = 4096
+    """Tokens per optimizer step, over all ranks; a multiple of batch_size x context_length."""
+    val_tokens_processed: int = 32768
+    """Tokens of the validation split that a validation reads; all of it when it holds fewer."""
+    batch_size: int = 16
+    """Sequences per micro-batch, over all ranks; gradients accumulate over those of a step."""
+    num_epochs: int = 1
+    """Passes over the training split, unless max_steps is given."""
+    context_length: int = 128
+    """Tokens per sequence."""
+    gradnorm: float = 1.0
+    """Global gradient norm to clip to; 0 does not clip."""
+    tensorcore_precision: Literal["highest", "high", "medium"] = "high"
+    """Precision of float32 matrix products on CUDA; CPUs always use full float32."""
+    autocast: bool = True
+    """Mixed precision on CUDA; CPUs stay in float32."""
+    mixed_precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type that autocast computes in; float32 is no autocast."""
+    compile: bool = False
+    """torch.compile the model on CUDA."""
+    max_steps: int | None = None
+    """Optimizer steps to train, however many passes that is; null trains num_epochs passes."""
+    non_finite: Literal["diverge", "skip"] = "diverge"
+    """What a loss or gradient that is not finite does: end the run as diverged, or leave weights
+    and optimizer state as they are and go on with the next step. On CUDA skip waits for the
+    device in every step."""
+    max_skipped_steps: int = 100
+    """Steps in a row that may be skipped; one more ends the run as diverged."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tokens_processed",
+            "val_tokens_processed",
+            "batch_size",
+            "num_epochs",
+            "context_length",
+            "max_skipped_steps",
+        ):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.gradnorm >= 0, "gradnorm", self.gradnorm, "at least 0 (0 does not clip)")
+        at_least_one = self.max_steps is None or self.max_steps >= 1
+        require(at_least_one, "max_steps", self.max_steps, "at least 1, or null")
+        batch = self.batch_size * self.context_length
+        require(
+            self.tokens_processed % batch == 0,
+            "tokens_processed",
+            self.tokens_processed,
+            f"a multiple of batch_size x context_length = {self.batch_size} x "
+            f"{self.context_length} = {batch}",
+        )
+        require(
+            self.val_tokens_processed >= self.context_length,
+            "val_tokens_processed",
+            self.val_tokens_processed,
+            f"at least context_length = {self.context_length}",
+        )
