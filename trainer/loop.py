@@ -12,6 +12,7 @@ import torch
 
 from rundir import Diverged, Preempted, Run
 from trainer.config import TrainConfig
+from trainer.keeper import Keeper
 from trainer.model import flops_per_token, parameter_count
 from trainer.parallel import joined
 from trainer.training import Training, Update
@@ -38,7 +39,8 @@ def train(config: TrainConfig, run: Run) -> None:
 
 
 def _train(config: TrainConfig, run: Run, training: Training) -> None:
-    step, total = training.resume(run.checkpoints), training.total_steps
+    keeper = Keeper(training, run)
+    step, total = keeper.resume(), training.total_steps
     _introduce(config, training, step, run.threads)
     due = _Due.of(config, total)
     pace = _Pace(config.training.tokens_processed)
@@ -46,7 +48,7 @@ def _train(config: TrainConfig, run: Run, training: Training) -> None:
     while step < total:
         stop = training.ranks.agreed(run.stop_requested)
         if stop:
-            training.save(run.checkpoints, step)
+            keeper.save(step)
             raise Preempted(f"{stop} at step {step} of {total}; checkpoint written")
         update = training.step(step)
         step += 1
@@ -62,7 +64,7 @@ def _train(config: TrainConfig, run: Run, training: Training) -> None:
                 _validate(training, run, step)
         if due.save(step):
             with pace.paused():
-                training.save(run.checkpoints, step)
+                keeper.save(step)
 
 
 def _introduce(config: TrainConfig, training: Training, step: int, threads: int) -> None:

@@ -1,26 +1,22 @@
-"""Model, optimizer and data of one run: a step, a validation, a checkpoint at a time."""
+"""Model, optimizer and data of one run: a step or a validation at a time."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from rundir import Diverged, OptsweepError, UserError
 from rundir.errors import IllegalValue
-from trainer.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch, TrainingOrder, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
-from trainer.optim.division import group_record, with_our_options
 from trainer.parallel import Ranks, accumulating
 from trainer.watch import Watch
 
@@ -135,69 +131,6 @@ class Training:
         whole, tokens = self.ranks.sum(sums).tolist()
         return float(whole / tokens)
 
-    def save(self, directory: Path, step: int) -> None:
-        """Write a checkpoint of the state after ``step`` steps; only rank 0 does.
-
-        Raises:
-            Diverged: the state is not finite; nothing is written.
-            OptsweepError: it can't be written, e.g. the disk is full; the earlier ones are whole.
-        """
-        fault = self.ranks.agreed(self.watch.fault() or self._ruin(step))
-        if fault:
-            raise Diverged(fault)
-        if self.ranks.rank:
-            return
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        state = {
-            "step": step,
-            "world_size": self.ranks.size,
-            "model_config": asdict(self.config.model),
-            "optimizer_name": self.config.optimizer.name,
-            "optimizer_groups": group_record(self.optimizer, self.model),
-            "skipped_steps": (self.watch.skipped, self.watch.in_a_row),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
-        }
-        try:
-            path = save_checkpoint(directory, step, state, self.config.logging.keep_last)
-        except OSError as error:
-            raise OptsweepError(
-                f"the checkpoint of step {step} can't be written: {error}; earlier ones are whole"
-            ) from error
-        log.info("step %d: saved %s", step, path.name)
-
-    def resume(self, directory: Path) -> int:
-        """Restore the checkpoint that is rank 0's newest whole one and return its step, or 0.
-
-        The optimizer's options are the configuration's from then on, not the checkpoint's.
-
-        Raises:
-            UserError: it is of another model or optimizer, or of other parameter groups.
-        """
-        found = newest_checkpoint(directory) if self.ranks.rank == 0 else None
-        path: Path | None = self.ranks.told_by(0, found)
-        if path is None:
-            return 0
-        state = read_checkpoint(path)
-        _refuse_other(directory, state, "model_config", asdict(self.config.model))
-        _refuse_other(directory, state, "optimizer_name", self.config.optimizer.name)
-        self._refuse_other_groups(directory, state.get("optimizer_groups"))
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(with_our_options(self.optimizer, state["optimizer"]))
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and state["rng"]["cuda"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"][0], self.device)
-        self.watch.skipped, self.watch.in_a_row = state.get("skipped_steps", (0, 0))
-        before = state.get("world_size", 1)
-        if before != self.ranks.size:
-            log.info(
-                "saved by %d ranks, continued by %d: sums have another order and other last bits",
-                before,
-                self.ranks.size,
-            )
-        return int(state["step"])
-
     def _loss(self, forward: Callable[..., Any], batch: Batch) -> torch.Tensor:
         inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
         with self._precision:
@@ -216,36 +149,6 @@ class Training:
         except IllegalValue as error:
             name = f"optimizer.optimizer_params.{error.name}"
             raise IllegalValue(name, error.value, error.must) from None
-
-    @torch.no_grad()
-    def _ruin(self, step: int) -> str | None:
-        """Say what in the state after ``step`` steps is not finite; None where all of it is.
-
-        A finite gradient does that where the step or its square leaves the range of numbers.
-        """
-        names: dict[Any, str] = {weight: name for name, weight in self.model.named_parameters()}
-        kept: dict[str, Any] = {name: weight for weight, name in names.items()}
-        for owner, state in self.optimizer.state.items():
-            kept |= {f"{key} of {names.get(owner, owner)}": part for key, part in state.items()}
-        tensors = {name: part for name, part in kept.items() if isinstance(part, torch.Tensor)}
-        sound = [tensor.isfinite().all().to(self.device) for tensor in tensors.values()]
-        found = torch.stack(sound).tolist()
-        if all(found):
-            return None
-        ruined = list(tensors)[found.index(False)]
-        return f"{ruined} is not finite after step {step} of {self.total_steps}"
-
-    def _refuse_other_groups(self, directory: Path, saved: dict[str, Any] | None) -> None:
-        """Refuse a checkpoint whose groups are not ours; loading it would undo what they ask."""
-        ours = group_record(self.optimizer, self.model)
-        for name, mine in ours.items():
-            theirs = mine if saved is None else saved[name]
-            if tuple(theirs) != mine:
-                said = "group {}, lr {:g}, weight decay {:g}"
-                raise UserError(
-                    f"{directory} holds checkpoints with {name} in {said.format(*theirs)}; must be "
-                    f"{said.format(*mine)}, as configured; train in another directory"
-                )
 
     def _set_lr(self, step: int) -> float:
         optimizer = self.config.optimizer
@@ -276,11 +179,3 @@ class Training:
             log.info("training_params.autocast: not used on %s, float32 it is", self.device.type)
             return nullcontext()
         return torch.autocast("cuda", dtype=torch.bfloat16)
-
-
-def _refuse_other(directory: Path, state: dict[str, Any], key: str, ours: object) -> None:
-    if state[key] != ours:
-        raise UserError(
-            f"{directory} holds checkpoints with {key} = {state[key]!r}; must be {ours!r}, "
-            "as configured; train in another directory"
-        )

@@ -18,7 +18,7 @@ import pytest
 import trainer
 from rundir import Diverged, OptsweepError, Preempted, Run, State, UserError, read_status
 from rundir.files import METRICS_FILE, iter_metrics
-from trainer import checkpoint, training
+from trainer import checkpoint, keeper, training
 from trainer.optim.params import REGISTRY
 
 Mapping = dict[str, Any]
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_in_words_and_costs_nothing_saved_before(
             raise OSError(28, "No space left on device")
         return save(directory, step, state, keep_last)
 
-    monkeypatch.setattr(training, "save_checkpoint", disk_full_at_8)
+    monkeypatch.setattr(keeper, "save_checkpoint", disk_full_at_8)
     with pytest.raises(OptsweepError) as error:
         trained(tiny, path)
     monkeypatch.undo()
