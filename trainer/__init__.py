@@ -64,10 +64,10 @@ def preload() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-    # torch.optim imports torch._dynamo at the first optimizer: 1 s and more in every single run.
-    import torch._dynamo  # noqa: F401
-
     import trainer.loop  # noqa: F401
+    from trainer.startup import spare_dynamo
+
+    spare_dynamo()
 
 
 def train(config: TrainConfig, run: Run) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer.kernels.layout import alike, laid_out_alike
 from trainer.optim.averages import restored
 from trainer.optim.copied import Copied
+from trainer.startup import step_plainly
 
 
 class FoldsClip(Copied):
@@ -87,17 +88,17 @@ class _TorchStep(FoldsClip):
         if fused:
             self._lay_out()
         if factor is None:
-            return super().step(closure)
+            return step_plainly(super().step, closure)
         gradients = self._gradients()
         # torch's fused steps take the factor in fp32.
         if not fused or any(gradient.dtype == torch.float64 for gradient in gradients):
             with torch.no_grad():
                 torch._foreach_mul_(gradients, factor)
-            return super().step(closure)
+            return step_plainly(super().step, closure)
         # torch's name for what its gradient scaler would have it divide by, in fp32.
         self.grad_scale = factor.reciprocal().float()
         try:
-            return super().step(closure)
+            return step_plainly(super().step, closure)
         finally:
             del self.grad_scale
 
