@@ -89,11 +89,8 @@ class InputMoments:
         """Gather this layer's inputs from now on; layers of one weight have one sum."""
         self._sums[layer.weight] = Sum(None, 0)
         self.reset()
-        hook = self._before_forward
-        if layer.weight.device.type != "cpu":
-            # Traced by torch.compile, the hook's counters would recompile the model at each step.
-            # Not on a CPU, where nothing is compiled and the import behind this takes 2 s.
-            hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+        # Traced by torch.compile, the hook's counters would recompile the model at each step.
+        hook = torch.compiler.disable(self._before_forward)  # type: ignore[no-untyped-call]
         layer.register_forward_pre_hook(hook)
 
     def of(self, weight: Tensor) -> Sum:

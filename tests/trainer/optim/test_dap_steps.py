@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.config import GPTConfig
+from trainer.model import GPT
 from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.dap import Dap
 from trainer.optim.moments import InputMoments
@@ -383,6 +385,39 @@ def test_a_clip_factor_is_worth_smaller_gradients_in_one_step(values: dict[str, 
             optimizer.step()
     for ours, expected in zip(clipped.parameters(), scaled.parameters(), strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch's compiler warns of is its own
+def test_a_compiled_model_sums_the_same_inputs_once_and_is_compiled_once() -> None:
+    torch.manual_seed(0)
+    eager = GPT(GPTConfig(n_embd=32, n_layer=2, n_head=2, vocab_size=16), 8)
+    net = copy.deepcopy(eager)
+    params = optimizer_params({**BASE, "accelerated": 0.05, "dap_beta2": 0.0}, "")
+    reference: Any = build_optimizer(eager, params)
+    optimizer: Any = build_optimizer(net, params)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="aot_eager")
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        batches = torch.randint(0, 16, (2, 4, 8), generator=generator)
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            for forward, stepped in ((eager, reference), (compiled, optimizer)):
+                stepped.zero_grad()
+                for tokens in batches:
+                    forward(tokens, tokens).backward()
+        watched = list(zip(optimizer._moments._sums, reference._moments._sums, strict=True))
+        assert len(watched) == 10
+        for weight, twin in watched:
+            ours, expected = optimizer._moments.of(weight), reference._moments.of(twin)
+            assert ours.rows == expected.rows == 64
+            torch.testing.assert_close(ours.total_NN.tril(), expected.total_NN.tril())
+        for block in net.blocks:
+            fc, gate = (optimizer._moments.of(w.weight) for w in (block.mlp.c_fc, block.mlp.c_gate))
+            assert fc is gate
+        reference.step()
+        optimizer.step()
+    for weight, twin in zip(net.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-6)
 
 
 def test_the_kernel_takes_the_same_steps_in_tritons_interpreter() -> None:
