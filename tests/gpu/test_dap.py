@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.config import GPTConfig
-from trainer.kernels.gram import gram_by_parts
+from trainer.kernels.gram import gram_by_parts, measured_split, split_of
 from trainer.model import GPT
 from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.cholesky import DampedInverse, Way
@@ -166,6 +166,19 @@ def same_inputs(ours: Any, theirs: Any, net: GPT, twin: GPT) -> None:
             assert (total - exact).norm() < 1e-4 * exact.norm(), name
         fc, gate = (ours._moments.of(w.weight) for w in (block.mlp.c_fc, block.mlp.c_gate))
         assert fc is gate
+
+
+@pytest.mark.parametrize(("rows", "size"), [(8192, 1024), (32768, 768), (32768, 2752)])
+def test_measured_shapes_are_left_to_the_kernel_and_agree_with_fp64(
+    cuda: torch.device, rows: int, size: int
+) -> None:
+    generator = torch.Generator(cuda).manual_seed(0)
+    x = torch.randn(rows, size, generator=generator, device=cuda).to(torch.bfloat16)
+    exact = x.double().mT @ x.double()
+    known = torch.cuda.get_device_capability(cuda) == (9, 0)
+    assert split_of(x) == (measured_split(rows, size) if known else None)
+    ours = symmetric(gram(x)[None])[0]
+    assert (ours - exact).norm() < 1e-4 * exact.norm()
 
 
 @pytest.mark.filterwarnings("ignore")  # what torch's compiler warns of is its own

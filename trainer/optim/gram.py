@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.kernels.gram import gram_by_parts, parts_of
+from trainer.kernels.gram import gram_by_parts, split_of
 from trainer.kernels.panels import symmetric_panels
 
 _HAS_WIDE_SUM = torch.version.hip is None and tuple(
@@ -37,8 +37,8 @@ def gram(x_RN: Tensor) -> Tensor:
         if x_RN.dtype == wide or not (_HAS_WIDE_SUM and x_RN.is_cuda and x_RN.shape[0]):
             x_RN = x_RN.to(wide)
             return torch.mm(x_RN.mT, x_RN)
-        if parts := parts_of(x_RN):
-            return gram_by_parts(x_RN, parts)
+        if split := split_of(x_RN):
+            return gram_by_parts(x_RN, split.parts, split.tiling)
         product: Tensor = torch.mm(x_RN.mT, x_RN, out_dtype=wide)
         return product
 

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from trainer.kernels.gram import _MEASURED_ON, _SPLITS
 from trainer.kernels.symmetric_triton import symmetric_kernel, tiling_of
 
 capability, directory = int(sys.argv[1]), Path(sys.argv[2])
@@ -40,10 +41,22 @@ WAYS: dict[str, dict[str, Any]] = {
         for batch in (1, 12)
     },
 }
+if capability == 10 * _MEASURED_ON[0] + _MEASURED_ON[1]:
+    WAYS |= {
+        f"gram by {split.parts} parts, {split.warps} warps, {split.stages} stages": {
+            "x": torch.bfloat16,
+            "out": torch.float32,
+            "x_row": 1,
+            "HAS_PLUS": False,
+            "tiling": split.tiling,
+        }
+        for splits in _SPLITS.values()
+        for split in splits.values()
+    }
 
 
 def compiled(way: dict[str, Any]) -> Any:
-    tiling = tiling_of(way["x"], way.get("batch", 6), 768)
+    tiling = way.get("tiling") or tiling_of(way["x"], way.get("batch", 6), 768)
     even = way.get("EVEN_M", True)
     constants = {
         "HAS_PLUS": way.get("HAS_PLUS", True),

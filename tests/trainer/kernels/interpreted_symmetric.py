@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trainer.kernels.gram import gram_by_parts
+from trainer.kernels.gram import Split, gram_by_parts
 from trainer.kernels.symmetric import symmetric_product
 from trainer.kernels.symmetric_triton import (
     Tiling,
@@ -153,6 +153,13 @@ def test_parts_of_the_rows_add_up_to_the_whole_sum(
 def test_x_transposed_x_by_parts_agrees_with_fp64(rows: int, parts: int) -> None:
     x = random(rows, 33, dtype=torch.float16)
     ours = gram_by_parts(x, parts)
+    torch.testing.assert_close(ours.double(), exact(x.T[None])[0], rtol=1e-5, atol=1e-4)
+
+
+def test_x_transposed_x_by_a_split_of_the_table_agrees_with_fp64() -> None:
+    x = random(129, 131, dtype=torch.float16)
+    split = Split(3, 4, 3)
+    ours = gram_by_parts(x, split.parts, split.tiling)
     torch.testing.assert_close(ours.double(), exact(x.T[None])[0], rtol=1e-5, atol=1e-4)
 
 

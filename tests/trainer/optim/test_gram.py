@@ -51,6 +51,30 @@ def test_two_sums_of_the_same_rows_are_equal_to_the_bit(size: int) -> None:
     assert torch.equal(gram(x), gram(x.clone()))
 
 
-def test_a_cpu_leaves_nothing_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "_PARTS", {4096: 4})
-    assert kernel.parts_of(torch.zeros(1 << 14, 8, dtype=torch.bfloat16)) == 0
+def test_a_cpu_leaves_nothing_to_the_kernel() -> None:
+    assert kernel.split_of(torch.zeros(1 << 15, 1024, dtype=torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "expected"),
+    [
+        (8191, 1024, None),
+        (8192, 768, None),
+        (8192, 1024, (3, 4, 4)),
+        (16384, 897, (3, 4, 4)),
+        (8192, 896, None),
+        (8192, 2048, None),
+        (8192, 2752, (1, 4, 3)),
+        (32767, 768, None),
+        (32768, 768, (6, 8, 4)),
+        (1 << 17, 1024, (3, 8, 4)),
+        (32768, 1025, None),
+        (32768, 2048, (3, 4, 3)),
+        (32768, 2752, (1, 4, 3)),
+        (32768, 4096, None),
+    ],
+)
+def test_the_kernel_takes_what_it_was_measured_to_be_faster_at(
+    rows: int, size: int, expected: tuple[int, int, int] | None
+) -> None:
+    assert kernel.measured_split(rows, size) == expected
