@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.settings import Settings, settings_of
-from analysis.tables import (
-    group_columns,
-    history,
-    load_runs,
-    lr_sensitivity,
-    order,
-    rate_column,
-)
+from analysis.sensitivity import lr_sensitivity, rateless
+from analysis.settings import Settings, describe, settings_of
+from analysis.tables import history, load_runs, order, rate_column
 from rundir.errors import UserError
 
 if TYPE_CHECKING:
@@ -189,7 +183,7 @@ def _draw_runs(
     final: str,
 ) -> list[str]:
     """Draw every run that has a finite value; return their ids."""
-    groups = group_columns(settings)
+    groups = rateless(settings)
     labels = _labels(settings.columns, groups)
     names = list(dict.fromkeys(labels))
     rates = _rates(table)
@@ -241,7 +235,7 @@ def _ranked(table: pd.DataFrame, final: str) -> list[int]:
 
 def _run_label(table: pd.DataFrame, settings: Settings, i: int, final: str) -> str:
     row = settings.columns.iloc[i].to_dict()
-    label = _text(row, settings.telling) or str(table["name"].iloc[i])
+    label = describe(row, settings.telling) or str(table["name"].iloc[i])
     state = table["state"].iloc[i]
     if bool(table["diverged"].iloc[i]) is True:
         return f"{label}: diverged"
@@ -374,16 +368,4 @@ def _labels(table: pd.DataFrame, columns: list[str]) -> list[str]:
     """Tell each row by these columns, of which there may be none."""
     # Before version 3, pandas makes no records of rows without columns.
     records = table[columns].to_dict("records") or [{}] * len(table)
-    return [_text(row, columns) for row in records]
-
-
-def _text(row: dict[Any, Any], names: Sequence[str]) -> str:
-    """Return ``muon, wd 0.1``: values, with their names unless the value is a word."""
-    words = []
-    for name in names:
-        value = row[name]
-        if pd.isna(value):
-            continue
-        number = isinstance(value, (bool, int, float))
-        words.append(f"{name.rpartition('.')[2]} {value:g}" if number else str(value))
-    return ", ".join(words)
+    return [describe(row, columns) for row in records]

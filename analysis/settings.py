@@ -95,6 +95,18 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def describe(row: Mapping[Any, Any], names: Iterable[str]) -> str:
+    """Return ``muon, wd 0.1``: values of one run, with their names unless the value is a word."""
+    words = []
+    for name in names:
+        value = row[name]
+        if pd.isna(value):
+            continue
+        number = isinstance(value, (bool, int, float))
+        words.append(f"{name.rpartition('.')[2]} {value:g}" if number else str(value))
+    return ", ".join(words)
+
+
 def _candidates(path: str) -> list[str]:
     parts = path.split(".")
     if len(parts) > 1 and parts[-1] == "name":

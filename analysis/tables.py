@@ -25,8 +25,8 @@ from analysis.store import RUNS, history_table, read_table
 from analysis.summary import higher_is_better
 from rundir.errors import UserError, unknown
 
-_REPLICATE = ("seed", "replicate")
-_RATES = ("lr", "learning_rate")
+REPLICATE = ("seed", "replicate")
+RATES = ("lr", "learning_rate")
 _ALWAYS = ("run", "sweep", "index", "name")
 _PROVENANCE = ("git_sha", "git_diff_sha256", "python")
 _SHOWN = (
@@ -184,54 +184,6 @@ def diff(run_a: str, run_b: str, store: Path | str = "store") -> pd.DataFrame:
     return frame
 
 
-def lr_sensitivity(
-    sweep: str | None = None, metric: str = "final.val.loss", store: Path | str = "store"
-) -> pd.DataFrame:
-    """Return how a summary depends on the learning rate, one row a group of settings and rate.
-
-    Columns:
-        the settings that tell groups apart, e.g. optimizer; seeds are averaged over.
-        lr: double.
-        n: int64, runs that completed and did not diverge.
-        mean, std, min, max: double, over those; null without any, std null for one.
-        diverged: int64, runs that diverged.
-        other: int64, runs that failed, are not finished, or lack the metric.
-
-    Args:
-        sweep: name of a sweep, or the path of its directory; every run by default.
-        metric: a summary column of :func:`runs`.
-        store: directory of the store.
-
-    Raises:
-        UserError: no store, an unknown sweep or metric, or runs without a learning rate.
-    """
-    table = load_runs(sweep, store)
-    settings = settings_of(table)
-    metric = find_column(metric, with_settings(table, settings))
-    rate = rate_column(table)
-    groups = group_columns(settings)
-    frame = settings.columns[groups].assign(lr=_floats(rate))
-    ended = table["diverged"].fillna(value=False).astype(bool)
-    values = pd.to_numeric(_floats(table[metric]) if metric in table else settings.columns[metric])
-    finished = table["state"].isna() | (table["state"] == "completed").fillna(value=False)
-    usable = finished.astype(bool) & values.notna() & ~ended & (values.abs() != float("inf"))
-    frame = frame.assign(
-        value=values.where(usable), n=usable, diverged=ended, other=~usable & ~ended
-    )
-    frame = frame[frame["lr"].notna()]
-    grouped = frame.groupby([*groups, "lr"], dropna=False, sort=True, observed=True)
-    result: pd.DataFrame = grouped.agg(
-        n=("n", "sum"),
-        mean=("value", "mean"),
-        std=("value", "std"),
-        min=("value", "min"),
-        max=("value", "max"),
-        diverged=("diverged", "sum"),
-        other=("other", "sum"),
-    )
-    return _with_index_as_columns(result)
-
-
 def load_runs(sweep: str | None, store: Path | str) -> pd.DataFrame:
     """Return the runs table with every column, of one sweep or of all.
 
@@ -263,7 +215,7 @@ def order(table: pd.DataFrame, by: str, *, descending: bool | None = None) -> pd
     key = table[by]
     down = higher_is_better(by) if descending is None else descending
     if pd.api.types.is_numeric_dtype(key):
-        key = _floats(key)
+        key = floats(key)
         down = down and by.startswith(("final.", "best.")) if descending is None else down
     values = key.astype(object).where(key.notna(), None)
     absent = table[by].isna()
@@ -279,7 +231,7 @@ def rate_column(table: pd.DataFrame) -> pd.Series:
     Raises:
         UserError: no run has one.
     """
-    paths = [n for n in table.columns if n.startswith(CONFIG) and n.rsplit(".", 1)[-1] in _RATES]
+    paths = [n for n in table.columns if n.startswith(CONFIG) and n.rsplit(".", 1)[-1] in RATES]
     if not paths:
         raise UserError("column = lr; must be in the config of the runs; it is in none")
     varying = [name for name in paths if len(table[name].dropna().unique()) > 1]
@@ -287,20 +239,9 @@ def rate_column(table: pd.DataFrame) -> pd.Series:
     return rate
 
 
-def group_columns(settings: Settings) -> list[str]:
-    """Return the telling settings that are neither learning rate nor seed: what a curve is for."""
-    skipped = {*_RATES, *_REPLICATE}
-    return [name for name in settings.telling if name.rsplit(".", 1)[-1] not in skipped]
-
-
 def _numbered(table: pd.DataFrame) -> pd.DataFrame:
     numbered: pd.DataFrame = table.reset_index(drop=True)
     return numbered
-
-
-def _with_index_as_columns(table: pd.DataFrame) -> pd.DataFrame:
-    flat: pd.DataFrame = table.reset_index()
-    return flat
 
 
 def _history_columns(
@@ -324,7 +265,8 @@ def _pandas_type(kind: pa.DataType) -> pd.ArrowDtype | None:
     return None if pa.types.is_dictionary(kind) else pd.ArrowDtype(kind)
 
 
-def _floats(column: pd.Series) -> pd.Series:
+def floats(column: pd.Series) -> pd.Series:
+    """Return numbers as float64; null becomes NaN."""
     return column.astype("double[pyarrow]").astype("float64")
 
 
