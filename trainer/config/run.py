@@ -16,6 +16,7 @@ from trainer.config.training import TrainingParams
 from trainer.data.sources import TOKENIZERS, count_tokens, split
 from trainer.fields import from_mapping
 from trainer.optim.params import OptimizerParams, optimizer_params
+from trainer.optim.params.rules import WIDTH_POWERS
 
 
 def _adamw() -> OptimizerParams:
@@ -47,6 +48,7 @@ class TrainConfig:
             self.optimizer.backend,
             "auto or torch where device is cpu: Triton needs a CUDA device",
         )
+        self._check_width()
         wanted = self.logging.val_tokens_processed
         require(
             wanted in {None, self.training.val_tokens_processed},
@@ -64,6 +66,16 @@ class TrainConfig:
         tokens = count_tokens(self.data.name, self.data.tokenizer, self.data.path)
         if tokens is not None:
             self.check_length(tokens)
+
+    def _check_width(self) -> None:
+        """Refuse muP where the optimizer has no rule for it or another base width."""
+        base = self.model.enable_mup_with_base_n_embd
+        key = "model.config.enable_mup_with_base_n_embd"
+        name, own = self.optimizer.name, self.optimizer.mup_base_n_embd
+        known = base is None or name in WIDTH_POWERS
+        require(known, key, base, f"null: for {name} no rule of muP is known")
+        same = base is None or own in {None, base}
+        require(same, key, base, f"{own}, as optimizer.optimizer_params.mup_base_n_embd, or null")
 
     def check_length(self, tokens: int) -> None:
         """Refuse data of ``tokens`` tokens that holds no whole sequence, or no whole step.

@@ -69,10 +69,11 @@ def width_factors(model: nn.Module, params: OptimizerParams) -> dict[nn.Paramete
     Raises:
         UserError: the model does not say how wide it is.
     """
-    base = params.mup_base_n_embd
+    shape = getattr(model, "config", None)
+    base = params.mup_base_n_embd or getattr(shape, "enable_mup_with_base_n_embd", None)
     if base is None:
         return dict.fromkeys(names_of(model), 1.0)
-    width = getattr(getattr(model, "config", None), "n_embd", None)
+    width = getattr(shape, "n_embd", None)
     if not isinstance(width, int):
         raise IllegalValue("mup_base_n_embd", base, "null: the model has no config.n_embd")
     of_matrices, of_output, of_rest = (

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.optim.gram import gram
+from trainer.recompute import is_recomputing
 
 _Seen = tuple[int, torch.Size, tuple[int, ...], torch.dtype, int]
 
@@ -120,7 +121,7 @@ class InputMoments:
         self._batches = dict.fromkeys(self._sums, 0)
 
     def _before_forward(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not layer.training or not torch.is_grad_enabled() or not inputs:
+        if not layer.training or not torch.is_grad_enabled() or not inputs or is_recomputing():
             return
         weight: Tensor = layer.weight  # type: ignore[assignment]
         batch = self._batches.get(weight)

@@ -76,6 +76,7 @@ spectral    0         1       0     an update of fixed spectral norm changes fea
 ==========  ========  ======  ====  ==========================================================
 
 An output weight that is tied to the embedding is one of the rest: Table 3 has no such weight, and
-Table 8, which allows it, wants a multiplier of 1 / fan_in in the model.
+Table 8, which allows it, wants a multiplier of 1 / fan_in in the model, which
+``model.config.enable_mup_with_base_n_embd`` brings.
 
 For a name that is not here no rule is known, and muP is refused."""

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806, N815 - tensor names end in their shape
+# ruff: noqa: N803, N806 - tensor names end in their shape
 """A GPT with RMSNorm, SwiGLU and rotary positions.
 
 Shapes: B batch, T time, D model width, H heads, K head width (D / H), F SwiGLU width, V vocabulary.
@@ -13,8 +13,12 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from trainer import recompute
 from trainer.config import GPTConfig
+from trainer.model.counts import flops_per_token, parameter_count
+from trainer.model.rotary import Rotary
 
 INIT_STD = 0.02
 """Of every weight; the projections into the residual stream get it divided by sqrt(2 n_layer)."""
@@ -33,29 +37,6 @@ class RMSNorm(nn.Module):
         return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class Rotary(nn.Module):
-    """Rotary positions (arXiv 2104.09864), as Llama pairs them: component i with i + K/2."""
-
-    cos_TK: torch.Tensor
-    sin_TK: torch.Tensor
-
-    def __init__(self, head_width: int, context: int, theta: float) -> None:
-        super().__init__()
-        frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
-        sine = angle.sin().float()
-        self.register_buffer("cos_TK", torch.cat((angle.cos(),) * 2, -1).float(), persistent=False)
-        self.register_buffer("sin_TK", torch.cat((-sine, sine), -1), persistent=False)
-
-    def forward(self, x_BTHK: torch.Tensor) -> torch.Tensor:
-        """Turn each pair of components by its frequency times the position."""
-        time = x_BTHK.shape[1]
-        cos, sin = self.cos_TK[:time, None], self.sin_TK[:time, None]
-        first, second = x_BTHK.chunk(2, dim=-1)
-        swapped = torch.cat((second, first), dim=-1)
-        return (x_BTHK * cos + swapped * sin).to(x_BTHK.dtype)
-
-
 class Attention(nn.Module):
     """Causal self-attention."""
 
@@ -66,7 +47,8 @@ class Attention(nn.Module):
         self.fused = config.flash_attention
         self.c_attn = nn.Linear(width, 3 * width, bias=False)
         self.c_proj = nn.Linear(width, width, bias=False)
-        self.rotary = Rotary(self.head_width, context, config.rope_theta)
+        self.scale = config.attention_scale
+        self.rotary = Rotary(self.head_width, context, config.rope_theta, config.rope)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Mix each position with those before it."""
@@ -76,16 +58,21 @@ class Attention(nn.Module):
         q_BHTK, k_BHTK = self.rotary(qk).transpose(1, 2).split(self.heads, dim=1)
         v_BHTK = v_BTHK.transpose(1, 2)
         attend = functional.scaled_dot_product_attention if self.fused else _spelled_out_attention
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=self.scale)
         projected: torch.Tensor = self.c_proj(y_BHTK.transpose(1, 2).reshape(batch, time, width))
         return projected
 
 
 def _spelled_out_attention(
-    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, *, is_causal: bool
+    q_BHTK: torch.Tensor,
+    k_BHTK: torch.Tensor,
+    v_BHTK: torch.Tensor,
+    *,
+    is_causal: bool,
+    scale: float | None,
 ) -> torch.Tensor:
     """Attention with its (T, T) weights in memory; the reference for the fused one."""
-    score_BHTT = q_BHTK @ k_BHTK.mT / math.sqrt(q_BHTK.shape[-1])
+    score_BHTT = q_BHTK @ k_BHTK.mT * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         time = q_BHTK.shape[-2]
         future = torch.ones(time, time, dtype=torch.bool, device=q_BHTK.device).triu(1)
@@ -136,7 +123,12 @@ class GPT(nn.Module):
             context: the longest sequence it will see, T.
         """
         super().__init__()
-        self.config = config
+        self.config, self.context = config, context
+        self.activation_checkpointing = False
+        """Whether training keeps only each block's input and computes the rest of its activations
+        again on the way back: a third more work, and memory that hardly grows with depth."""
+        # A tied head has no learning rate and no initial weights of its own to shrink.
+        self._logit_scale = config.mup_shrink if config.tie_embeddings else 1.0
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, context) for _ in range(config.n_layer))
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
@@ -146,39 +138,52 @@ class GPT(nn.Module):
         self._draw_weights()
 
     def _draw_weights(self) -> None:
-        residual = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        """Draw from normal distributions; under muP as Table 3 of arXiv 2203.03466 says."""
+        shrink = self.config.mup_shrink
+        residual = 1 / math.sqrt(2 * self.config.n_layer)
         for name, weight in self.named_parameters():
-            if weight.ndim == 2:
-                nn.init.normal_(weight, std=residual if "c_proj" in name else INIT_STD)
+            if weight.ndim != 2:
+                continue
+            std = INIT_STD * (residual if "c_proj" in name else 1.0)
+            if "lm_head" in name:
+                std *= shrink
+            elif "embed_tokens" not in name:
+                std *= math.sqrt(shrink)
+            nn.init.normal_(weight, std=std)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers it learns."""
+        return parameter_count(self.config)
+
+    def flops_per_token(self, context: int) -> int:
+        """Return the FLOPs of training on one token; see :func:`trainer.model.flops_per_token`."""
+        return flops_per_token(self.config, context)
 
     def forward(
         self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the logits (B, T, V), or with targets the mean loss in nats per token, float32."""
         x_BTD = self.embed_tokens(tokens_BT)
+        repeats = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x_BTD = block(x_BTD)
-        logits_BTV: torch.Tensor = self.lm_head(self.ln_f(x_BTD))
+            x_BTD = _checkpointed(block, x_BTD) if repeats else block(x_BTD)
+        x_BTD = self.ln_f(x_BTD)
+        if self._logit_scale != 1.0:
+            x_BTD = x_BTD * self._logit_scale
+        logits_BTV: torch.Tensor = self.lm_head(x_BTD)
         if targets_BT is None:
             return logits_BTV
         return functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
 
 
-def parameter_count(config: GPTConfig) -> int:
-    """Return how many numbers a GPT of this shape learns; a tied head counts once."""
-    width = config.n_embd
-    block = 4 * width**2 + 3 * width * config.ffn_width + 2 * width
-    tables = (1 if config.tie_embeddings else 2) * config.vocab_size * width
-    return config.n_layer * block + tables + width
-
-
-def flops_per_token(config: GPTConfig, context: int) -> int:
-    """Return the FLOPs of training on one token: forward, and twice that for backward.
-
-    Counts matrix products only (2 FLOPs per multiply-add): weights, head, and causal attention at
-    its mean length of context / 2.
-    """
-    width = config.n_embd
-    weights = config.n_layer * (4 * width**2 + 3 * width * config.ffn_width)
-    attention = config.n_layer * 2 * (context // 2) * width
-    return 6 * (weights + config.vocab_size * width + attention)
+def _checkpointed(block: nn.Module, x_BTD: torch.Tensor) -> torch.Tensor:
+    # Nothing in a block is random, so that no generator has to be put back.
+    y_BTD: torch.Tensor = checkpoint(
+        block,
+        x_BTD,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=recompute.contexts,
+    )
+    return y_BTD
