@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.optim.scaling import Number, each
+
 State = MutableMapping[Tensor, Any]
 
 
@@ -50,6 +52,21 @@ def averaged(
     averages = kept(state, key, weights, values, from_zero=from_zero)
     torch._foreach_lerp_(averages, list(values), 1 - decay)
     return averages
+
+
+def unbiased_roots(squares: list[Tensor], beta: float, step: Number, eps: float) -> list[Tensor]:
+    """Return sqrt(v / (1 - beta^step)) + eps of averages that started at zero.
+
+    Args:
+        squares: the averages v, which are left alone.
+        beta: their decay.
+        step: how often they moved, all alike or each.
+        eps: added to the roots.
+    """
+    roots = list(torch._foreach_sqrt(squares))
+    torch._foreach_mul_(roots, each((1 - beta**step) ** -0.5, roots))
+    torch._foreach_add_(roots, eps)
+    return roots
 
 
 def restored(value: Any, weight: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from trainer.kernels import AdamWScalars, Backend, adamw_step
 from trainer.kernels.adam import clipped
 from trainer.kernels.operands import Operands, Slot
 from trainer.kernels.plans import require_states
-from trainer.optim.averages import kept, kept_scalars
+from trainer.optim.averages import kept, kept_scalars, unbiased_roots
 from trainer.optim.clipping import FoldsClip
 from trainer.optim.elementwise import Elementwise
 from trainer.optim.params import OptimizerParams
@@ -140,10 +140,7 @@ class CountedOptimizer(CountsSteps):
 
     def _roots(self, weights: list[Tensor], step: Number, beta: float, eps: float) -> list[Tensor]:
         """Return sqrt(v / (1 - b^t)) + eps, v the averages of the gradients' squares."""
-        roots = list(torch._foreach_sqrt(self._zeros("exp_avg_sq", weights)))
-        torch._foreach_mul_(roots, each((1 - beta**step) ** -0.5, weights))
-        torch._foreach_add_(roots, eps)
-        return roots
+        return unbiased_roots(self._zeros("exp_avg_sq", weights), beta, step, eps)
 
     def _zeros(self, key: str, weights: list[Tensor]) -> list[Tensor]:
         """Return what is kept under ``key``, which starts at zero."""

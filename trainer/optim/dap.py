@@ -38,7 +38,7 @@ from trainer.kernels.layout import laid_out_alike
 from trainer.kernels.operands import Slot
 from trainer.kernels.plans import Plans
 from trainer.optim import inverse
-from trainer.optim.averages import kept
+from trainer.optim.averages import kept, unbiased_roots
 from trainer.optim.counted import CountsSteps
 from trainer.optim.curvature import MomentBatch, distinct_moments, inverted, restore_moments
 from trainer.optim.groups import split_parameters
@@ -46,7 +46,7 @@ from trainer.optim.moments import InputMoments
 from trainer.optim.momentum import advance_momentum
 from trainer.optim.params import DapParams
 from trainer.optim.precision import full_precision
-from trainer.optim.scaling import add_scaled, decay_weights, each
+from trainer.optim.scaling import add_scaled, decay_weights
 
 UPDATE_RMS = 0.2
 """Root mean square of a matrix's update under ``update_norm``."""
@@ -206,14 +206,11 @@ class Dap(CountsSteps):
 
     def _roots(self, weights: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
         """Advance the averaged squares and return what each entry of U is divided by."""
-        beta, step = self._params.dap_beta2, self._latest(weights)
+        beta = self._params.dap_beta2
         squares = self._kept(weights, "exp_avg_sq")
         torch._foreach_mul_(squares, beta)
         torch._foreach_addcmul_(squares, updates, updates, 1 - beta)
-        roots = list(torch._foreach_sqrt(squares))
-        torch._foreach_mul_(roots, each((1 - beta**step) ** -0.5, roots))
-        torch._foreach_add_(roots, self._params.dap_eps)
-        return roots
+        return unbiased_roots(squares, beta, self._latest(weights), self._params.dap_eps)
 
     def _largest_singular_values(self, updates: list[Tensor]) -> list[Tensor]:
         found: dict[int, Tensor] = {}

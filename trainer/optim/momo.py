@@ -39,14 +39,17 @@ from trainer.kernels import Backend, choose_backend
 from trainer.kernels.adam import clipped
 from trainer.kernels.chunks import Plan
 from trainer.kernels.operands import Numbers, Operands, Rule
-from trainer.optim.averages import averaged, kept, kept_scalars
+from trainer.optim.averages import averaged, kept, kept_scalars, unbiased_roots
 from trainer.optim.elementwise import Elementwise
 from trainer.optim.groups import trainable
 from trainer.optim.params import MomoAdamParams, MomoParams, TruncatedParams
-from trainer.optim.truncation import closure_loss, inner_products, truncated_step
-
-_SHARED = "model"
-"""Key of the state that belongs to no single weight."""
+from trainer.optim.truncation import (
+    average_loss,
+    closure_loss,
+    inner_products,
+    kept_for_all,
+    truncated_step,
+)
 
 
 @dataclass(frozen=True)
@@ -201,25 +204,13 @@ class Momo(Elementwise):
 
         In place, where a captured graph finds it at its next replay.
         """
-        loss = torch.as_tensor(self._loss, dtype=like.dtype, device=like.device).detach()
-        step = self._shared("step", torch.zeros((), device=like.device)).add_(1)
-        start = torch.zeros_like(loss) if self._from_zero else loss
-        average = self._shared("loss_avg", start).lerp_(loss, 1 - self._beta)
-        bound = torch.full_like(loss, self._params.lb)
+        average = average_loss(self.state, self._loss, like, self._beta, from_zero=self._from_zero)
+        step = kept_for_all(self.state, "step", torch.zeros((), device=like.device)).add_(1)
+        bound = torch.full_like(average, self._params.lb)
         if self._params.online:
-            bound = self._shared("lower_bound", bound)
-        rho = (1 - self._beta ** step.double()).to(loss) if self._from_zero else 1.0
+            bound = kept_for_all(self.state, "lower_bound", bound)
+        rho = (1 - self._beta ** step.double()).to(average) if self._from_zero else 1.0
         return average, bound, rho
-
-    def _shared(self, key: str, first: Tensor) -> Tensor:
-        """Return what is kept under ``key`` for all weights together, on the device of ``first``.
-
-        torch saves and loads such a state as it is.
-        """
-        shared: dict[str, Any] = cast("dict[Any, Any]", self.state)[_SHARED]
-        value = shared.get(key)
-        shared[key] = first.clone() if value is None else torch.as_tensor(value).to(first)
-        return cast("Tensor", shared[key])
 
     def _move(
         self,
@@ -270,11 +261,8 @@ class MomoAdam(Momo):
         squares = list(torch._foreach_mul(gradients, gradients))
         weights, beta = operands.weights, self._beta2
         averages = averaged(self.state, "exp_avg_sq", weights, squares, beta, from_zero=True)
-        corrections = 1 - beta ** torch.stack(list(operands.steps)).double()
-        scales = torch._foreach_div(averages, corrections.unbind())
-        torch._foreach_sqrt_(scales)
-        torch._foreach_add_(scales, self._eps)
-        return list(torch._foreach_div(means, scales))
+        steps = torch.stack(list(operands.steps)).double()
+        return list(torch._foreach_div(means, unbiased_roots(averages, beta, steps, self._eps)))
 
     def _numbers(self, group: dict[str, Any]) -> Numbers:
         return replace(super()._numbers(group), beta2=self._beta2, eps=self._eps)

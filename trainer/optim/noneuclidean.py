@@ -55,10 +55,12 @@ from trainer.optim.groups import split_parameters
 from trainer.optim.norms import ProductNorm, over, product_norm
 from trainer.optim.params import MuonMomoParams, MuonParams, ScionParams
 from trainer.optim.scaling import Number, add_scaled, decay_weights
-from trainer.optim.truncation import closure_loss, inner_products, truncated_step
-
-_SHARED = "model"
-"""Key of the state that belongs to no single weight."""
+from trainer.optim.truncation import (
+    average_loss,
+    closure_loss,
+    inner_products,
+    truncated_step,
+)
 
 
 @dataclass(frozen=True)
@@ -324,16 +326,7 @@ class SpectralDescent(FoldsClip):
             heights.append(inner_products(part.weights, part.means).sum())
             heights.append(-torch.stack(offsets).sum())
         height = torch.stack(heights).sum()
-        average = self._average(loss, height, parts[0].group["momentum"])
-        return average + height
-
-    def _average(self, loss: Any, like: Tensor, decay: float) -> Tensor:
-        """Advance f, in place, so that a captured step goes on with it."""
-        loss = torch.as_tensor(loss, dtype=like.dtype, device=like.device).detach()
-        shared: dict[str, Any] = cast("dict[Any, Any]", self.state)[_SHARED]
-        shared["loss_avg"] = shared["loss_avg"].to(loss) if shared else loss.clone()
-        average: Tensor = shared["loss_avg"].lerp_(loss, 1 - decay)
-        return average
+        return height + average_loss(self.state, loss, height, parts[0].group["momentum"])
 
 
 def _inner_with_gradients(weights: list[Tensor], clip_factor: Tensor | None) -> Tensor:

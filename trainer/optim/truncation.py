@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+_SHARED = "model"
+"""Key of the state that belongs to no single weight."""
 
 
 def closure_loss(closure: Callable[[], Any] | None, name: str) -> Any:
@@ -28,6 +31,41 @@ def closure_loss(closure: Callable[[], Any] | None, name: str) -> Any:
         f"the step of {name} depends on the loss: call step(closure) with a function that returns "
         "the mean loss of the step's tokens, over all micro-batches and ranks"
     )
+
+
+def kept_for_all(state: Any, key: str, first: Tensor) -> Tensor:
+    """Return the number kept under ``key`` for all weights together, where ``first`` lies.
+
+    It starts there. torch saves and loads such a state as it is: it may be elsewhere, or no tensor.
+
+    Args:
+        state: an optimizer's.
+        key: of the number.
+        first: a scalar in the type to keep it in.
+    """
+    shared: dict[str, Any] = state[_SHARED]
+    value = shared.get(key)
+    shared[key] = first.clone() if value is None else torch.as_tensor(value).to(first)
+    return cast("Tensor", shared[key])
+
+
+def average_loss(
+    state: Any, loss: Any, like: Tensor, decay: float, *, from_zero: bool = False
+) -> Tensor:
+    """Advance the average of the losses and return it.
+
+    In place, where a captured graph finds it at its next replay.
+
+    Args:
+        state: an optimizer's.
+        loss: of this step, a number or a scalar anywhere.
+        like: whose type and device the average has.
+        decay: of the average.
+        from_zero: whether it starts at zero, not at its first loss.
+    """
+    loss = torch.as_tensor(loss, dtype=like.dtype, device=like.device).detach()
+    start = torch.zeros_like(loss) if from_zero else loss
+    return kept_for_all(state, "loss_avg", start).lerp_(loss, 1 - decay)
 
 
 def truncated_step(gap: Tensor, slope: Tensor, limit: float) -> Tensor:
