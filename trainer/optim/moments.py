@@ -11,6 +11,8 @@ Shape suffixes: R rows, N inputs.
 
 from __future__ import annotations
 
+import copy
+import sys
 import weakref
 from typing import Any
 
@@ -90,9 +92,9 @@ class InputMoments:
         """Gather this layer's inputs from now on; layers of one weight have one sum."""
         self._sums[layer.weight] = Sum(None, 0)
         self.reset()
-        # Traced by torch.compile, the hook's counters would recompile the model at each step.
-        hook = torch.compiler.disable(self._before_forward)  # type: ignore[no-untyped-call]
-        layer.register_forward_pre_hook(hook)
+        # On a CPU nothing is compiled but by who has loaded the compiler already, which takes 2 s.
+        hidden = layer.weight.device.type != "cpu" or "torch._dynamo" in sys.modules
+        layer.register_forward_pre_hook(_Hook(self, hidden=hidden))
 
     def of(self, weight: Tensor) -> Sum:
         """Return the sum of this rank's inputs; the same object for layers that share it.
@@ -139,6 +141,26 @@ class InputMoments:
         rank, world = place()
         wanted = max(1, int(self._part * here * world)) - rank * here
         return min(here, max(0, wanted))
+
+
+class _Hook:
+    """Looks at a layer's inputs; copied with the model and the sums.
+
+    Where it is hidden from torch.compile: traced, its counters would recompile the model.
+    """
+
+    def __init__(self, moments: InputMoments, *, hidden: bool) -> None:
+        self._moments, self._hidden = moments, hidden
+        self._look: Any = moments._before_forward
+        if hidden:
+            self._look = torch.compiler.disable(self._look)  # type: ignore[no-untyped-call]
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._look(layer, inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        """Copy what is written to: of a function no copy is made."""
+        return type(self)(copy.deepcopy(self._moments, memo), hidden=self._hidden)
 
 
 def stacked_means(sums: list[Sum]) -> list[Tensor]:

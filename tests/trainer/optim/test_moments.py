@@ -94,7 +94,7 @@ def test_reset_forgets_and_a_missing_input_is_said() -> None:
 
 
 def test_the_hook_passes_over_a_layer_that_it_does_not_watch() -> None:
-    """As a copied model's, where torch.compile's leave to the hook is no method to be copied."""
+    """As one that was put in a watched layer's place with its hooks."""
     layer, moments = layer_and_moments()
     x, y = batches(2)
     other = nn.Linear(layer.in_features, 2, dtype=x.dtype)
