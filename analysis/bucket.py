@@ -15,15 +15,14 @@ import pyarrow as pa
 
 from analysis.columns import Kind, conform, join_schemas, table_of
 from analysis.discovery import Found
+from analysis.gptopt import read_results
 from analysis.manifest import Part, Source
-from analysis.metrics import KEYS, concatenate, read_metrics, settle, tail_checksum
+from analysis.metrics import KEYS, Typed, concatenate, read_metrics, settle, tail_checksum
 from analysis.problems import Problem
 from analysis.runrecord import FIXED, read_run
 from analysis.store import RUNS, history_table, part_file, read_part, write_part
 from analysis.summary import finish, summarise
 from rundir.files import ENDED, METRICS_FILE
-
-Typed = tuple[pa.Table, dict[str, Kind]]
 
 _ENDED = {str(state) for state in ENDED}
 
@@ -72,7 +71,11 @@ def build(job: Job) -> Built:
         rows[found.run], problems = read_run(found)
         built.problems += problems
         new = Source(found.directory, bucket_of[found.run], found.files)
-        for stream, tables in _read_new(found, source, new, rows[found.run], built).items():
+        read = _read_new(found, source, new, rows[found.run], built)
+        if METRICS_FILE not in found.files:
+            read, problems = read_results(found, rows[found.run])
+            built.problems += problems
+        for stream, tables in read.items():
             fresh[stream] += [(code_of[found.run], table) for table in tables]
         built.sources[found.run] = new
     streams = {t.partition("/")[2] for t in job.parts if t != RUNS} | fresh.keys()

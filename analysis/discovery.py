@@ -7,6 +7,7 @@ Costs one directory listing per directory and one ``lstat`` per source file.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds; (-1, 0) for what is no regular file."""
 
 _HYDRA_SWEEP_FILE = "multirun.yaml"
+_RESULTS = re.compile(r"[^.].*-.*\.json|log\.json")
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Found:
     hydra_sweep: str | None
     """Path of the sweep it lies in, as seen from its place alone."""
     files: dict[str, Stamp] = field(default_factory=dict)
-    """Sources by name relative to the directory; Hydra's only where run.json is not."""
+    """Sources by name relative to the directory; Hydra's and GPT-opt's only where ours are not."""
 
 
 @dataclass
@@ -160,6 +162,8 @@ def _add(found: Discovery, run: Found, entries: dict[str, os.DirEntry[str]]) -> 
             run.files[name] = _stamp_of(info)
     if RUN_FILE not in entries:
         run.files |= hydra_files(run.directory)
+        if METRICS_FILE not in entries:
+            run.files |= _results(entries)
     found.runs[run.run] = run
 
 
@@ -169,6 +173,16 @@ def hydra_files(directory: str) -> dict[str, Stamp]:
         return {}
     stamps = {name: _stamp(f"{directory}/{name}") for name in (CONFIG_FILE, OVERRIDES_FILE)}
     return {name: stamp for name, stamp in stamps.items() if stamp is not None}
+
+
+def _results(entries: dict[str, os.DirEntry[str]]) -> dict[str, Stamp]:
+    stamps = {name: _stamp(entry.path) for name, entry in entries.items() if is_results(name)}
+    return {name: stamp for name, stamp in stamps.items() if stamp is not None}
+
+
+def is_results(name: str) -> bool:
+    """Say whether a file beside .hydra may hold the results of GPT-opt, by its name."""
+    return _RESULTS.fullmatch(name) is not None
 
 
 def _stamp(path: str) -> Stamp | None:

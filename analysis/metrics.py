@@ -27,6 +27,7 @@ KEYS: dict[str, Kind] = {"run": "string", "step": "int64", "t": "double", "attem
 """First columns of every history table."""
 
 Record = dict[str, Any]
+Typed = tuple[pa.Table, dict[str, Kind]]
 _Numbers = np.ndarray[Any, np.dtype[Any]]
 _INT32 = range(-(2**31), 2**31)
 
@@ -37,7 +38,7 @@ class Reading:
 
     offset: int
     """First byte that was not taken; a torn last line starts here and waits."""
-    tables: dict[str, list[tuple[pa.Table, dict[str, Kind]]]] = field(default_factory=dict)
+    tables: dict[str, list[Typed]] = field(default_factory=dict)
     """By stream, in file order, without the ``run`` column."""
     problems: list[Problem] = field(default_factory=list)
     _bad_lines: int = 0
@@ -72,7 +73,7 @@ def read_metrics(run: str, path: str, offset: int) -> Reading:
         else:
             reading.offset += len(chunk)
         for stream, rows in records.items():
-            reading.tables.setdefault(stream, []).append(_table(rows))
+            reading.tables.setdefault(stream, []).append(table_of_records(rows))
     reading.close(run)
     return reading
 
@@ -163,7 +164,7 @@ def _fast(chunk: bytes) -> dict[str, list[Record]] | None:
             _check_alike(rows)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return records if all(_fault_of_stream(stream) is None for stream in records) else None
+    return records if all(fault_of_stream(stream) is None for stream in records) else None
 
 
 def _check_alike(rows: list[Record]) -> None:
@@ -214,7 +215,7 @@ def _record(line: bytes) -> Record | str:
         return "not JSON"
     if not isinstance(record, dict):
         return "not an object"
-    return _fault_of_stream(record.get("stream")) or _with_keys(record)
+    return fault_of_stream(record.get("stream")) or _with_keys(record)
 
 
 def _with_keys(record: Record) -> Record | str:
@@ -233,22 +234,22 @@ def _with_keys(record: Record) -> Record | str:
     return record
 
 
-def _fault_of_stream(stream: object) -> str | None:
+def fault_of_stream(stream: object) -> str | None:
+    """Return what keeps this from being a stream's name, or None."""
     if not isinstance(stream, str) or not stream or encodable(stream) != stream:
         return "stream is no name"
     return "stream's name is too long" if len(stream_directory(stream)) > 200 else None
 
 
-def _table(rows: list[Record]) -> tuple[pa.Table, dict[str, Kind]]:
+def table_of_records(rows: list[Record]) -> Typed:
+    """Return the records of one stream as a table with the key columns first."""
     table, kinds = table_of(rows)
     keys = {name: kind for name, kind in KEYS.items() if name != "run"}
     metrics = {name: kind for name, kind in kinds.items() if name not in keys}
     return conform(table, kinds, keys | metrics), keys | metrics
 
 
-def concatenate(
-    tables: list[tuple[pa.Table, dict[str, Kind]]],
-) -> tuple[pa.Table, dict[str, Kind]]:
+def concatenate(tables: list[Typed]) -> Typed:
     """Return the tables one below the other under the join of their schemas."""
     kinds = join_schemas(schema for _, schema in tables)
     return pa.concat_tables([conform(t, have, kinds) for t, have in tables]), kinds

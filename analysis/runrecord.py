@@ -76,6 +76,10 @@ class _RefusedError(Exception):
     """A source whose content cannot be taken; the message says why."""
 
 
+UNTAKEN = (_RefusedError, OSError, ValueError, RecursionError, yaml.YAMLError)
+"""What reading a source may raise."""
+
+
 def read_run(found: Found) -> tuple[dict[str, Any], list[Problem]]:
     """Return the run's row without its summaries, and what was wrong with its files.
 
@@ -83,8 +87,8 @@ def read_run(found: Found) -> tuple[dict[str, Any], list[Problem]]:
     more than ``MOST_NODES`` values.
     """
     problems: list[Problem] = []
-    record = _source(found, RUN_FILE, _json_object, problems) or {}
-    status = _source(found, STATUS_FILE, _json_object, problems) or {}
+    record = _source(found, RUN_FILE, json_object, problems) or {}
+    status = _source(found, STATUS_FILE, json_object, problems) or {}
     if not isinstance(record.get("config"), dict):
         record |= _hydra_record(found, problems)
     row: dict[str, Any] = {"run": found.run, "directory": found.directory}
@@ -134,9 +138,9 @@ def read_plan(path: str) -> dict[str, Any]:
         ValueError: it cannot be read or is no plan.
     """
     try:
-        plan = _json_object(_bytes(path, most=LARGEST_PLAN))
-    except (_RefusedError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(_reason(error)) from None
+        plan = json_object(read_bytes(path, most=LARGEST_PLAN))
+    except UNTAKEN as error:
+        raise ValueError(reason_of(error)) from None
     if not isinstance(plan.get("runs"), list):
         raise ValueError("holds no list of runs")  # noqa: TRY004 - of a file, not of an argument
     return plan
@@ -234,11 +238,11 @@ def _source(found: Found, name: str, parse: Any, problems: list[Problem]) -> Any
     if name not in found.files:
         return None
     try:
-        value = parse(_bytes(f"{found.directory}/{name}", found.files[name]))
+        value = parse(read_bytes(f"{found.directory}/{name}", found.files[name]))
         _guard(value)
-    except (_RefusedError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except UNTAKEN as error:
         kind = "unreadable" if isinstance(error, OSError) else "config"
-        problems.append(Problem(found.run, name, None, kind, _reason(error)))
+        problems.append(Problem(found.run, name, None, kind, reason_of(error)))
         return None
     if isinstance(value, dict) and name in {RUN_FILE, STATUS_FILE}:
         version = value.get("version", SCHEMA_VERSION)
@@ -248,7 +252,8 @@ def _source(found: Found, name: str, parse: Any, problems: list[Problem]) -> Any
     return value
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return in words why a source could not be taken."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, OSError):
@@ -260,7 +265,8 @@ def _reason(error: Exception) -> str:
     return clip(str(error) or type(error).__name__)
 
 
-def _bytes(path: str, stamp: Stamp = (0, 0), most: int = LARGEST_FILE) -> bytes:
+def read_bytes(path: str, stamp: Stamp = (0, 0), most: int = LARGEST_FILE) -> bytes:
+    """Return what a regular file holds; raises one of UNTAKEN for a link and what is too large."""
     if stamp[0] < 0:
         raise _RefusedError("no regular file")
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -271,7 +277,8 @@ def _bytes(path: str, stamp: Stamp = (0, 0), most: int = LARGEST_FILE) -> bytes:
     return content
 
 
-def _json_object(content: bytes) -> dict[str, Any]:
+def json_object(content: bytes) -> dict[str, Any]:
+    """Parse a JSON object; raises one of UNTAKEN for anything else."""
     value = json.loads(content.decode())
     if not isinstance(value, dict):
         raise _RefusedError("not a JSON object")
