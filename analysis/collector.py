@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -286,20 +288,40 @@ def _run_jobs(jobs: list[Job], workers: int | None, progress: Progress | None) -
     report(0, total)
     size = sum(f.files.get(METRICS_FILE, (0, 0))[0] for job in jobs for f, _ in job.changed)
     count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
-    if count < 2 or (workers is None and size < BYTES_WORTH_PROCESSES):
+    alone = count < 2 or (workers is None and size < BYTES_WORTH_PROCESSES)
+    pool = None if alone else _pool(count)
+    if pool is None:
         for job in jobs:
             yield build(job)
             done += len(job.changed)
             report(done, total)
         return
-    # Processes are spawned: a fork copies the threads of Arrow and of a notebook half-way.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, initializer=_ignore_interrupt) as pool:
+    with pool:
         running = {pool.submit(build, job): job for job in jobs}
         for future in as_completed(running):
             yield future.result()
             done += len(running[future].changed)
             report(done, total)
+
+
+def _pool(count: int) -> ProcessPoolExecutor | None:
+    """Return processes, or None, said on stderr, where the system gives none.
+
+    Processes are spawned: a fork copies the threads of Arrow and of a notebook half-way.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = None
+    try:
+        pool = ProcessPoolExecutor(count, context, initializer=_ignore_interrupt)
+        pool.submit(os.getpid).result()
+    except (OSError, BrokenProcessPool) as error:
+        # E.g. a sandbox without semaphores or a limit on processes; neither is the store's fault.
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        why = getattr(error, "strerror", None) or str(error)
+        print(f"collecting in this process alone; no others can be started: {why}", file=sys.stderr)  # noqa: T201
+        return None
+    return pool
 
 
 def _ignore_interrupt() -> None:

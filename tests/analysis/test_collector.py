@@ -319,3 +319,18 @@ def test_a_bucket_that_outgrows_its_size_is_split(run_maker, monkeypatch) -> Non
     assert len(list(Path("store/history/train").iterdir())) > 1
     assert len(history()) == 800
     assert counts(collect()) == (0, 0, 4)
+
+
+def test_without_processes_it_collects_alone_and_says_so(run_maker, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("analysis.collector.RUNS_PER_BUCKET", 1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnContext.Lock", refuse)
+    monkeypatch.setattr("multiprocessing.context.SpawnContext.SimpleQueue", refuse)
+    for name in "ab":
+        run_maker(name)
+    assert counts(collect(workers=2)) == (2, 0, 0)
+    told = "collecting in this process alone; no others can be started: Permission denied\n"
+    assert capsys.readouterr().err == told
