@@ -49,13 +49,19 @@ def _add_collect(parser: argparse.ArgumentParser) -> None:
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
-    parser.add_argument("--by", default=commands.BY, metavar="COLUMN", help="to sort by")
+    parser.add_argument(
+        "--by",
+        default=commands.BY,
+        metavar="COLUMN",
+        help="to sort by, also at_STEP.STREAM.METRIC; default: %(default)s",
+    )
     parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="CONDITION",
-        help="COLUMN OP VALUE, OP one of = != < <= > >=; may be repeated",
+        help="e.g. 'lr >= 0.01 and not (optimizer = muon or state in (failed, lost))'; operators "
+        "= != < <= > >= in ~ (contains); null; may be repeated",
     )
     parser.add_argument(
         "--limit", type=int, default=100, metavar="N", help="rows to print, 0 for all; default: 100"

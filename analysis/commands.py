@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import operator
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import collector, manifest, tables
-from analysis.lookup import find_column
+from analysis.conditions import holds
+from analysis.outcomes import measured
 from analysis.problems import clip
-from analysis.settings import settings_of
+from analysis.settings import Settings, settings_of
 from analysis.store import read_problems
-from rundir.errors import UserError
 from rundir.files import ENDED, State
 from rundir.wording import count_of, duration
 
@@ -36,16 +34,6 @@ BY = "final.val.loss"
 WIDTH = 100
 """Columns of a table that does not go to a terminal."""
 
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "=": operator.eq,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-_CONDITION = re.compile(r"\s*([^=!<>]+?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*")
 _PROBLEMS_SHOWN = 5
 
 
@@ -79,9 +67,13 @@ def table(options: argparse.Namespace) -> None:
     wide = tables.with_settings(whole, settings)
     frame = whole if options.all else wide
     everything = pd.concat([wide, whole[[n for n in whole.columns if n not in wide]]], axis=1)
+    by, column = _sort_column(options, whole, settings)
+    if by not in everything:
+        everything, frame = (part.assign(**{by: column}) for part in (everything, frame))
     for condition in options.where:
-        everything = everything[_holds(condition, everything)]
-    by = _sort_column(options.by, everything)
+        everything = everything[holds(condition, everything)]
+    if everything.empty:
+        _hint(f"of {len(whole)} runs none matches")
     ordered = tables.order(everything, by)
     if options.by == BY or _measured(by):
         ordered = pd.concat([ordered[_sound(ordered)], ordered[~_sound(ordered)]])
@@ -138,9 +130,9 @@ def _hint(text: str) -> None:
 
 
 def _measured(name: str) -> str | None:
-    """Return what a summary column is of, e.g. ``val.loss``; None for other columns."""
+    """Return what a measure is of, e.g. ``val.loss``; None for other columns."""
     kind, _, what = name.partition(".")
-    return what if kind in {"final", "best"} and what else None
+    return what if (kind in {"final", "best"} or kind.startswith("at_")) and what else None
 
 
 def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
@@ -154,8 +146,11 @@ def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
             title, justify="right" if numeric else "left", overflow="fold", min_width=len(title)
         )
     shown.add_column("state", no_wrap=True)
-    for title in ("step", what.replace(".", " "), "best", "tokens/s", "time"):
-        shown.add_column(title, justify="right", no_wrap=True)
+    kind, title = by.partition(".")[0], what.replace(".", " ")
+    kinds = {kind: f"{title} at {kind[3:]}"} if kind.startswith("at_") else {}
+    kinds |= {"final": title, "best": "best"}
+    for heading in ("step", *kinds.values(), "tokens/s", "time"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     reasons = frame["reason"].notna().any()
     if reasons:
         shown.add_column("reason")
@@ -163,7 +158,7 @@ def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
     for position, row in enumerate(frame.to_dict("records")):
         cells = [_cell(row[name]) for name in (["name"] if named else telling)]
         cells += [_cell(row["state"]), _steps(row)]
-        cells += [_number(row.get(f"{kind}.{what}"), "{:.4f}") for kind in ("final", "best")]
+        cells += [_number(row.get(f"{kind}.{what}"), "{:.4f}") for kind in kinds]
         cells += [_number(row["tokens_per_second"], "{:,.0f}"), _duration(row["duration_s"])]
         cells += ["" if _absent(row["reason"]) else clip(row["reason"], 80)] if reasons else []
         style = "bold" if position == best else ""
@@ -210,32 +205,12 @@ def ago(seconds: float) -> str:
     return f"{count_of(count, unit)} ago" if count > 0 else "just now"
 
 
-def _holds(condition: str, frame: pd.DataFrame) -> Any:
-    match = _CONDITION.fullmatch(condition)
-    if match is None:
-        legal = " ".join(_OPERATORS)
-        raise UserError(f"where = {condition!r}; must be COLUMN OP VALUE with OP one of: {legal}")
-    name, sign, text = match.groups()
-    column = frame[find_column(name, frame)]
-    value: Any = text
-    if pd.api.types.is_bool_dtype(column):
-        if text.lower() not in {"true", "false"}:
-            raise UserError(f"where = {condition!r}; {name} must be compared with true or false")
-        value = text.lower() == "true"
-    elif pd.api.types.is_numeric_dtype(column):
-        try:
-            value = float(text)
-        except ValueError:
-            raise UserError(
-                f"where = {condition!r}; {name} must be compared with a number"
-            ) from None
-    return _OPERATORS[sign](column, value).fillna(value=False).astype(bool)
-
-
-def _sort_column(name: str, frame: pd.DataFrame) -> str:
-    if name == BY and name not in frame:
-        return "run"
-    return find_column(name, frame)
+def _sort_column(
+    options: argparse.Namespace, table: pd.DataFrame, settings: Settings
+) -> tuple[str, pd.Series]:
+    if options.by == BY and BY not in table:
+        return "run", table["run"]
+    return measured(options.by, table, settings, options.sweep, options.store)
 
 
 def _print_json(frame: pd.DataFrame) -> None:

@@ -159,13 +159,20 @@ def test_markup_in_names_stays_text(run_maker, capsys) -> None:
             "unknown sweep quikstart; must be one of: quickstart; did you mean quickstart?",
         ),
         (
-            ["table", "--where", "lr~3"],
-            "where = 'lr~3'; must be COLUMN OP VALUE with OP one of: = == != < <= > >=",
+            ["table", "--where", "lr!3"],
+            "where = 'lr!3'; has '!' that begins nothing, at character 3",
         ),
-        (["table", "--where", "lr>big"], "where = 'lr>big'; lr must be compared with a number"),
+        (
+            ["table", "--where", "lr>big"],
+            "where = 'lr>big'; must compare lr with a number, at character 4",
+        ),
         (
             ["table", "--where", "diverged=2"],
-            "where = 'diverged=2'; diverged must be compared with true or false",
+            "where = 'diverged=2'; must compare diverged with true or false, at character 10",
+        ),
+        (
+            ["table", "--by", "at_5.val.acc"],
+            "unknown metric acc in stream val; must be one of: loss",
         ),
         (
             ["table", "--store", "x"],
@@ -243,3 +250,28 @@ def test_the_table_shows_the_metric_that_it_is_sorted_by(store, capsys):
     printed = capsys.readouterr().out
     assert "train loss" in printed
     assert "val loss" not in printed
+
+
+def test_by_takes_a_metric_at_a_step(store: Path, capsys) -> None:
+    assert main(["table", "--json", "--by", "at_4.train.loss", "--where", "at_4.train.loss<9"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["m-0.001", "m-0.01", "a-0.01", "a-0.001"]
+    assert rows[0]["at_4.train.loss"] == pytest.approx(2.5 - 0.4 + 0.01)
+    assert main(["table", "--by", "at_4.train.loss"]) == 0
+    assert "train loss at 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--where", "stat = lost"], ["--by", "stat"]])
+def test_an_unknown_column_is_answered_with_the_nearest(store: Path, capsys, words) -> None:
+    assert main(["table", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: unknown column stat; must be one of: attempt, ")
+    assert err.endswith("; did you mean state?\n")
+
+
+def test_no_match_is_said(store: Path, capsys) -> None:
+    assert main(["table", "--where", "lr > 5", "--csv"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "of 7 runs none matches" in err
