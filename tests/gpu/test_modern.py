@@ -174,7 +174,7 @@ def test_a_captured_step_counts_as_it_is_replayed(
     assert_same(device, host, 1e-5)
 
 
-@pytest.mark.parametrize("values", ELEMENTWISE, ids=str)
+@pytest.mark.parametrize("values", [*ELEMENTWISE, SOAP], ids=str)
 def test_the_first_step_is_not_captured(cuda: torch.device, values: dict[str, Any]) -> None:
     net = Net(square=False).to(cuda)
     optimizer = optimized(net, values)
@@ -183,13 +183,35 @@ def test_the_first_step_is_not_captured(cuda: torch.device, values: dict[str, An
         capture(optimizer, net)
 
 
-def test_soap_says_that_it_cannot_be_captured(cuda: torch.device) -> None:
-    net = Net(square=False).to(cuda)
-    optimizer = optimized(net, SOAP)
-    fill_gradients(net, 0)
-    optimizer.step()
-    with pytest.raises(RuntimeError, match="can't be captured in a CUDA graph"):
-        capture(optimizer, net)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_soaps_captured_steps_and_refreshes_are_those_of_a_cpu(
+    cuda: torch.device, backend: str
+) -> None:
+    # A larger eps, or a direction that rounding decides would be as large as any.
+    values = {**SOAP, "eps": 1e-2}
+    host = Net(square=True)
+    device = copy.deepcopy(host).to(cuda)
+    first, second = optimized(host, values), optimized(device, {**values, "backend": backend})
+    graph = torch.cuda.CUDAGraph()
+    for step in range(9):
+        fill_gradients(host, step)
+        fill_gradients(device, step)
+        first.step()
+        if step == 0:
+            # The device's own first eigenvectors may have other signs.
+            second.load_state_dict(copy.deepcopy(first.state_dict()))
+            device.load_state_dict(host.state_dict())
+        elif step < 3:
+            second.step()
+        else:
+            if step == 3:
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    second.step()
+            graph.replay()
+            if step % 3 == 0:
+                second.refresh()
+    assert_same(device, host, 2e-3)
 
 
 def test_the_average_goes_in_and_out_on_cuda(cuda: torch.device) -> None:

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 - tensor names end in their shape
+# ruff: noqa: N803, N806, N815 - tensor names end in their shape
 """soap: Adam in the eigenbasis of Shampoo's preconditioner (arXiv 2409.11321).
 
 For the gradient G of a matrix W, and t counted from its second gradient:
@@ -20,6 +20,9 @@ M is kept as P^T M Q, and turned with the bases. On CUDA the first step of each 
 device, since torch's eigh does; later ones do not. A non-finite gradient goes into weights and
 state: whoever steps looks first.
 
+A CUDA graph can capture a step after two eager ones like it. It holds a step without a refresh, for
+which one is due only the host can tell: from then on :meth:`Soap.refresh` is the caller's.
+
 Shape suffixes: B matrices of one shape, M rows, N columns; S a side, which is M or N.
 """
 
@@ -27,16 +30,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trainer.kernels import AdamWScalars, choose_backend
+from trainer.kernels.adamw import adamw_step
+from trainer.kernels.layout import alike
+from trainer.kernels.operands import Slot
+from trainer.kernels.plans import Plans, require_states
 from trainer.optim.averages import kept
 from trainer.optim.counted import CountedOptimizer
 from trainer.optim.groups import split_parameters
 from trainer.optim.params import SoapParams
-from trainer.optim.scaling import Number, decay_weights
+from trainer.optim.scaling import Number, add_scaled, decay_weights
 
 _Bases = tuple[Tensor | None, Tensor | None]
 """P (B, M, M) and Q (B, N, N)."""
@@ -58,10 +66,23 @@ _SIDES = (
 )
 
 
+_PLANS = 32
+"""Rotated gradients are new tensors at each step: they have more places than gradients."""
+
+
+class _Batch(NamedTuple):
+    """Matrices of one shape, and their gradients."""
+
+    weights: list[Tensor]
+    g_BMN: Tensor
+
+
 class Soap(CountedOptimizer):
     """SOAP in groups with ``rotated``, AdamW in the others; 8 bytes of state per fp32 weight.
 
-    A matrix has 8 M^2 + 8 N^2 bytes more, and a step of it costs 6 M^2 N + 6 M N^2 FLOPs.
+    A matrix has 8 M^2 + 8 N^2 bytes more, and a step of it costs 6 M^2 N + 6 M N^2 FLOPs. Adam is
+    one launch over the matrices of a group, by AdamW's kernel: of weights that are zero and move by
+    a rate of -1.
     """
 
     OWN_TYPES: ClassVar[Mapping[str, torch.dtype | None]] = {
@@ -70,75 +91,144 @@ class Soap(CountedOptimizer):
     }
 
     def __init__(self, groups: list[dict[str, Any]], params: SoapParams) -> None:
+        """Take the groups as they are.
+
+        Raises:
+            UserError: the backend that ``params`` asks for cannot work here.
+        """
         super().__init__(groups, params.lr, params.weight_decay)
         self._params = params
+        self._plans = Plans(_PLANS)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        self._backend = choose_backend(params.backend, weights)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Refresh the bases of all matrices, as every ``precondition_frequency``-th step does.
+
+        For who replays captured steps: between replays, after each whose number less one is a
+        multiple of ``precondition_frequency``. Nothing waits for the device.
+
+        Raises:
+            RuntimeError: a CUDA graph is captured.
+        """
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if self._has_bases(weight)]
+            if weights and _captures(weights):
+                raise RuntimeError("soap refreshes its bases between replays, not in a CUDA graph")
+            for members in _by_shape(weights):
+                self._refresh(members)
+
+    def _look_where_to_count(
+        self,
+        group: dict[str, Any],  # noqa: ARG002 - a lr on the device is no reason not to count here
+        weights: list[Tensor],
+    ) -> None:
+        require_states([weights], lambda weight: bool(self.state.get(weight)))
+        self._device_counts |= _captures(weights)
+
+    def _batches(self, weights: list[Tensor]) -> list[list[Tensor]]:
+        """Return weights whose counters agree; where only the device knows, those that began."""
+        if not self._device_counts:
+            return super()._batches(weights)
+        begun = [weight for weight in weights if self.state.get(weight)]
+        fresh = [weight for weight in weights if not self.state.get(weight)]
+        return [batch for batch in (begun, fresh) if batch]
 
     def _move(
         self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
-        p = self._params
         if not group["rotated"]:
-            self._move_by_adamw(group, weights, gradients, step, p.betas, p.eps)
+            self._move_rest(group, weights, gradients, step)
             return
-        taken = cast("float", step)
-        batches: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, weight in enumerate(weights):
-            batches[weight.shape].append(i)
-        for members in batches.values():
-            batch, found = [weights[i] for i in members], [gradients[i] for i in members]
-            g_BMN = _stacked(found)
-            if taken == 1:
-                # 0 g is NaN where g is not finite, which must not go unnoticed.
-                torch._foreach_add_(batch, found, alpha=0)
-            else:
-                self._move_matrices(group, batch, self._direction(batch, g_BMN, taken - 1))
-            self._learn(batch, g_BMN, taken - 1)
+        found = dict(zip(weights, gradients, strict=True))
+        batches = [
+            _Batch(members, _stacked([found[weight] for weight in members]))
+            for members in _by_shape(weights)
+        ]
+        if not self._has_bases(weights[0]):
+            for batch in batches:
+                self._begin(batch)
+            return
+        # The first step moved nothing, and does not count.
+        for batch, n_BMN in zip(batches, self._directions(batches), strict=True):
+            decay_weights(batch.weights, group["lr"], group["weight_decay"])
+            moves = list(n_BMN.to(batch.weights[0].dtype).unbind())
+            add_scaled(batch.weights, moves, -group["lr"])
+            self._learn(batch)
+            if not self._device_counts and self._due(batch.weights[0]):
+                self._refresh(batch.weights)
 
-    def _look_where_to_count(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        super()._look_where_to_count(group, weights)
-        if self._device_counts:
-            raise RuntimeError(
-                "soap refreshes its bases in some steps only, as the host counts them: its steps "
-                "can't be captured in a CUDA graph, nor its lr be a tensor"
-            )
-
-    def _move_matrices(self, group: dict[str, Any], weights: list[Tensor], n_BMN: Tensor) -> None:
-        decay_weights(weights, group["lr"], group["weight_decay"])
-        moves = list(n_BMN.to(weights[0].dtype).unbind())
-        torch._foreach_add_(weights, moves, alpha=-group["lr"])
-
-    def _direction(self, weights: list[Tensor], g_BMN: Tensor, step: float) -> Tensor:
-        """Advance the averages that the step is made of and return P N Q^T."""
-        beta1, beta2 = self._params.betas
-        bases = self._bases(weights)
-        r_BMN = _rotated(g_BMN, bases)
+    def _move_rest(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
+    ) -> None:
+        p = self._params
         means, squares = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
-        m_BMN = _stacked(means).lerp_(r_BMN, 1 - beta1)
-        torch._foreach_copy_(means, list(m_BMN.unbind()))
-        v_BMN = _stacked(squares).mul_(beta2).addcmul_(r_BMN, r_BMN, value=1 - beta2)
-        torch._foreach_copy_(squares, list(v_BMN.unbind()))
-        root_BMN = v_BMN.div_(1 - beta2**step).sqrt_().add_(self._params.eps)
-        n_BMN = m_BMN.div_(root_BMN).div_(1 - beta1**step)
-        return _rotated_back(n_BMN, bases)
+        slots = list(map(Slot, weights, gradients, means, squares))
+        scalars = AdamWScalars(group["lr"], *p.betas, p.eps, group["weight_decay"], step)
+        adamw_step(slots, scalars, self._backend, plans=self._plans)
 
-    def _learn(self, weights: list[Tensor], g_BMN: Tensor, step: float) -> None:
-        """Advance L and R, and P and Q in their first step and when their refresh is due."""
-        due = step > 0 and step % self._params.precondition_frequency == 0
+    def _has_bases(self, weight: Tensor) -> bool:
+        state: Mapping[str, Tensor] = self.state.get(weight, {})
+        return any(side.basis in state for side in _SIDES)
+
+    def _due(self, weight: Tensor) -> bool:
+        """Whether the step that the host has just counted ends with a refresh."""
+        return (self._on_host[weight]["step"] - 1) % self._params.precondition_frequency == 0
+
+    def _begin(self, batch: _Batch) -> None:
+        """Find the first bases."""
+        # 0 g is NaN where g is not finite, which must not go unnoticed.
+        gradients = list(batch.g_BMN.to(batch.weights[0].dtype).unbind())
+        torch._foreach_add_(batch.weights, gradients, alpha=0)
+        self._zeros("exp_avg", batch.weights)
+        self._zeros("exp_avg_sq", batch.weights)
+        for side in self._sides(batch.weights):
+            vectors_BSS = _eigenvectors(self._moment(batch.weights, side, batch.g_BMN))
+            for weight, basis in zip(batch.weights, vectors_BSS, strict=True):
+                self.state[weight][side.basis] = basis.clone()
+
+    def _directions(self, batches: list[_Batch]) -> list[Tensor]:
+        """Advance the averages that the step is made of and return P N Q^T of each batch."""
+        weights = [weight for batch in batches for weight in batch.weights]
+        turned = [_rotated(batch.g_BMN, self._bases(batch.weights)) for batch in batches]
+        steps = [torch.zeros_like(r_BMN) for r_BMN in turned]
+        own = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
+        # Averages in half precision move in the wider type of the bases.
+        wide = tuple([average.to(turned[0].dtype) for average in averages] for averages in own)
+        flat = [[matrix for stack in stacks for matrix in stack] for stacks in (steps, turned)]
+        slots = list(map(Slot, *flat, *wide))
+        together = all(alike(slot.weight, other) for slot in slots for other in slot)
+        scalars = AdamWScalars(
+            -1.0, *self._params.betas, self._params.eps, 0.0, self._latest(weights) - 1
+        )
+        # The kernel walks all five in one order in memory.
+        adamw_step(slots, scalars, self._backend if together else "torch", plans=self._plans)
+        for averages, moved in zip(own, wide, strict=True):
+            if averages[0].dtype != moved[0].dtype:
+                torch._foreach_copy_(averages, moved)
+        return [
+            _rotated_back(n_BMN, self._bases(batch.weights))
+            for n_BMN, batch in zip(steps, batches, strict=True)
+        ]
+
+    def _learn(self, batch: _Batch) -> None:
+        """Advance L and R."""
+        for side in self._sides(batch.weights):
+            self._moment(batch.weights, side, batch.g_BMN)
+
+    def _sides(self, weights: list[Tensor]) -> list[_Side]:
+        """Return those of matrices of one shape that have bases."""
+        limit = self._params.max_precond_dim
+        return [side for side in _SIDES if weights[0].shape[side.axis] <= limit]
+
+    def _refresh(self, weights: list[Tensor]) -> None:
+        """Sort and turn the bases of matrices of one shape, and what is kept in them."""
         means = self._zeros("exp_avg", weights)
-        if due:
-            m_BMN = _rotated_back(_stacked(means), self._bases(weights))
-        for side in _SIDES:
-            if g_BMN.shape[side.axis] > self._params.max_precond_dim:
-                continue
-            moment_BSS = self._moment(weights, side, g_BMN)
-            if step == 0:
-                for weight, basis in zip(weights, _eigenvectors(moment_BSS), strict=True):
-                    self.state[weight][side.basis] = basis.clone()
-            elif due:
-                self._refresh(weights, side, moment_BSS)
-        if due:
-            turned = _rotated(m_BMN, self._bases(weights))
-            torch._foreach_copy_(means, list(turned.unbind()))
+        m_BMN = _rotated_back(_stacked(means), self._bases(weights))
+        for side in self._sides(weights):
+            self._refresh_side(weights, side)
+        torch._foreach_copy_(means, list(_rotated(m_BMN, self._bases(weights)).unbind()))
 
     def _moment(self, weights: list[Tensor], side: _Side, g_BMN: Tensor) -> Tensor:
         """Advance L or R and return it."""
@@ -150,8 +240,9 @@ class Soap(CountedOptimizer):
         torch._foreach_copy_(moments, list(moment_BSS.unbind()))
         return moment_BSS
 
-    def _refresh(self, weights: list[Tensor], side: _Side, moment_BSS: Tensor) -> None:
+    def _refresh_side(self, weights: list[Tensor], side: _Side) -> None:
         """Sort a side's basis and V by the moment, and take one power iteration."""
+        moment_BSS = _stacked([self.state[weight][side.moment] for weight in weights])
         bases = [self.state[weight][side.basis] for weight in weights]
         basis_BSS = _stacked(bases)
         product_BSS = torch.bmm(moment_BSS, basis_BSS)
@@ -165,18 +256,22 @@ class Soap(CountedOptimizer):
 
     def _bases(self, weights: list[Tensor]) -> _Bases:
         """Return P and Q; None is the identity."""
-        shape, limit = weights[0].shape, self._params.max_precond_dim
+        sides = self._sides(weights)
         p_BMM, q_BNN = (
-            None
-            if shape[side.axis] > limit
-            else _stacked([self.state[weight][side.basis] for weight in weights])
+            _stacked([self.state[weight][side.basis] for weight in weights])
+            if side in sides
+            else None
             for side in _SIDES
         )
         return p_BMM, q_BNN
 
 
 def build_soap(model: nn.Module, params: SoapParams) -> Soap:
-    """Build soap."""
+    """Build soap.
+
+    Raises:
+        UserError: the Triton backend is asked for and cannot work.
+    """
     split = split_parameters(model, params)
     matrices = list(split.matrices.values())
     rotated = [weight for weight in matrices if min(weight.shape) <= params.max_precond_dim]
@@ -186,6 +281,17 @@ def build_soap(model: nn.Module, params: SoapParams) -> Soap:
         {"params": large + list(split.rest.values()), "rotated": False},
     ]
     return Soap([group for group in groups if group["params"]], params)
+
+
+def _by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
+    shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for weight in weights:
+        shapes[weight.shape].append(weight)
+    return list(shapes.values())
+
+
+def _captures(weights: list[Tensor]) -> bool:
+    return weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _stacked(matrices: list[Tensor]) -> Tensor:

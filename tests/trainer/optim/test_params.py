@@ -103,8 +103,12 @@ def test_a_missing_name_is_said() -> None:
         ),
         ({"name": "scion", "polar": "svd"}, "polar = 'svd'; must be one of polar-express, jordan"),
         (
-            {"name": "soap", "backend": "triton"},
-            "backend = 'triton'; must be auto or torch: soap has no Triton kernel",
+            {"name": "sgd", "backend": "triton"},
+            "backend = 'triton'; must be auto or torch: sgd has no Triton kernel",
+        ),
+        (
+            {"name": "soap", "backend": "cuda"},
+            "backend = 'cuda'; must be one of auto, torch, triton",
         ),
         (
             {"name": "sgd-m", "dampening": 2.0},

@@ -12,8 +12,6 @@ from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.params import REGISTRY
 
 RATES = (0.01, 0.02, 0.005, 0.0)
-REFUSING = {"soap"}
-"""Tested by itself: says in one line that its rate can't be a tensor."""
 
 
 def train(net: Any, name: str, dtype: torch.dtype | None) -> None:
@@ -31,7 +29,7 @@ def train(net: Any, name: str, dtype: torch.dtype | None) -> None:
         optimizer.step(lambda loss=loss: loss.detach())
 
 
-@pytest.mark.parametrize("name", sorted(set(REGISTRY) - REFUSING))
+@pytest.mark.parametrize("name", sorted(REGISTRY))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_rate_in_a_tensor_is_worth_the_number(net: Any, name: str, dtype: torch.dtype) -> None:
     start, expected = copy.deepcopy(net), copy.deepcopy(net)

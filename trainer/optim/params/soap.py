@@ -17,6 +17,7 @@ class SoapParams(OptimizerParams):
     """
 
     NAMES: ClassVar[tuple[str, ...]] = ("soap",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the averages of the gradient and of its square; each in [0, 1)."""

@@ -1,0 +1,48 @@
+"""Run by test_soap.py in a process where Triton's interpreter takes CPU tensors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.optim import build_optimizer, optimizer_params
+
+VALUES: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "precondition_frequency": 3, "eps": 1e-3}
+
+
+def random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(model: nn.Module, backend: str, *, device_counts: bool) -> nn.Module:
+    params = optimizer_params({"name": "soap", "backend": backend, **VALUES}, "")
+    optimizer: Any = build_optimizer(model, params)
+    assert optimizer._backend == backend
+    for step in range(6):
+        for i, weight in enumerate(model.parameters()):
+            absent = i == 2 and step == 1
+            weight.grad = None if absent else random(tuple(weight.shape), 10 * step + i)
+        optimizer.clip_grad_norm(5.0)
+        if device_counts and step >= 2:
+            optimizer._device_counts = True
+            for group in optimizer.param_groups:
+                group["lr"] = torch.as_tensor(group["lr"])
+        optimizer.step()
+        if device_counts and step >= 2 and step % 3 == 0:
+            optimizer.refresh()
+    return model
+
+
+@pytest.mark.parametrize("device_counts", [False, True])
+def test_the_kernels_steps_agree_with_torchs(device_counts: bool) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = nn.Sequential(nn.Linear(7, 31), nn.Linear(31, 5), nn.Linear(7, 31), nn.LayerNorm(5))
+    twin = trained(copy.deepcopy(model), "torch", device_counts=device_counts)
+    ours = trained(model, "triton", device_counts=device_counts)
+    for weight, expected in zip(ours.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=2e-6)
