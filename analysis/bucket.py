@@ -6,6 +6,7 @@ Buckets share nothing, so each is built in a process of its own. Memory: the his
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.columns import Kind, conform, join_schemas, table_of
+from analysis.columns import KEYS, Kind, conform, join_schemas, table_of
 from analysis.discovery import Found
 from analysis.gptopt import read_results
 from analysis.manifest import Part, Source
-from analysis.metrics import KEYS, Typed, concatenate, read_metrics, settle, tail_checksum
+from analysis.metrics import (
+    CHUNK_BYTES,
+    Reading,
+    Typed,
+    concatenate,
+    parse_together,
+    parse_whole,
+    read_metrics,
+    settle,
+    tail_checksum,
+)
 from analysis.problems import Problem
 from analysis.runrecord import FIXED, read_run
 from analysis.store import RUNS, history_table, part_file, read_part, write_part
@@ -65,29 +76,70 @@ def build(job: Job) -> Built:
     members = sorted(run for _, runs in job.groups for run in runs)
     code_of = {run: code for code, run in enumerate(members)}
     rows: dict[str, dict[str, Any]] = {}
-    fresh: defaultdict[str, list[tuple[int, Typed]]] = defaultdict(list)
+    fresh = _Fresh(built)
     bucket_of = {run: bucket for bucket, runs in job.groups for run in runs}
     for found, source in job.changed:
         rows[found.run], problems = read_run(found)
         built.problems += problems
         new = Source(found.directory, bucket_of[found.run], found.files)
-        read = _read_new(found, source, new, rows[found.run], built)
+        code = code_of[found.run]
+        reading = _read_new(found, source, new, rows[found.run], built)
+        if reading is not None and reading.plain:
+            fresh.add_plain(code, found.run, reading.plain, reading.offset - len(reading.plain))
+        elif reading is not None:
+            fresh.add(code, reading.tables)
         if METRICS_FILE not in found.files:
-            read, problems = read_results(found, rows[found.run])
+            tables, problems = read_results(found, rows[found.run])
             built.problems += problems
-        for stream, tables in read.items():
-            fresh[stream] += [(code_of[found.run], table) for table in tables]
+            fresh.add(code, tables)
         built.sources[found.run] = new
-    streams = {t.partition("/")[2] for t in job.parts if t != RUNS} | fresh.keys()
+    fresh.parse()
+    streams = {t.partition("/")[2] for t in job.parts if t != RUNS} | fresh.tables.keys()
     for stream in sorted(streams):
-        _build_history(job, built, stream, code_of, fresh.get(stream, []), rows)
+        _build_history(job, built, stream, code_of, fresh.tables.get(stream, []), rows)
     _build_runs(job, built, members, rows)
     return built
 
 
+class _Fresh:
+    """What the store lacks, by stream; column ``run`` holds codes. Each run is added once."""
+
+    def __init__(self, built: Built) -> None:
+        self.tables: defaultdict[str, list[Typed]] = defaultdict(list)
+        self._built = built
+        self._plain: list[tuple[int, str, bytes, int]] = []
+        self._bytes = 0
+
+    def add(self, code: int, tables: Mapping[str, list[Typed]]) -> None:
+        """Add the tables of a run."""
+        for stream, pieces in tables.items():
+            for piece, kinds in pieces:
+                codes = pa.array(np.full(piece.num_rows, code, np.int32))
+                whole = piece.add_column(0, "run", codes)
+                self.tables[stream].append((whole, {"run": "string", **kinds}))
+
+    def add_plain(self, code: int, run: str, lines: bytes, offset: int) -> None:
+        """Add lines that look plain and begin at the offset."""
+        self._plain.append((code, run, lines, offset))
+        self._bytes += len(lines)
+        if self._bytes >= CHUNK_BYTES:
+            self.parse()
+
+    def parse(self) -> None:
+        """Parse what was added as lines."""
+        plain, self._plain, self._bytes = self._plain, [], 0
+        tables = parse_together([(code, lines) for code, _, lines, _ in plain]) if plain else {}
+        for stream, table in (tables or {}).items():
+            self.tables[stream].append(table)
+        for code, run, lines, offset in plain if tables is None else []:
+            reading = parse_whole(run, lines, offset)
+            self._built.problems += reading.problems
+            self.add(code, reading.tables)
+
+
 def _read_new(
     found: Found, source: Source | None, new: Source, row: dict[str, Any], built: Built
-) -> dict[str, list[Typed]]:
+) -> Reading | None:
     """Read the metrics that the store lacks; sets offset and tail of ``new``."""
     stamp = found.files.get(METRICS_FILE)
     path = f"{found.directory}/{METRICS_FILE}"
@@ -97,27 +149,27 @@ def _read_new(
             if stamp is not None:
                 detail = "no regular file"
                 built.problems.append(Problem(found.run, METRICS_FILE, None, "unreadable", detail))
-            return {}
+            return None
         if source is not None and _grown(path, source, stamp):
             new.offset, new.tail = source.offset, source.tail
             if stamp == source.files[METRICS_FILE]:
-                return {}
+                return None
         else:
             built.restarted.add(found.run)
         reading = read_metrics(found.run, path, new.offset)
-        new.offset, new.tail = reading.offset, tail_checksum(path, reading.offset)
+        new.offset, new.tail = reading.offset, reading.tail
     except OSError as error:
         detail = error.strerror or str(error)
         built.problems.append(Problem(found.run, METRICS_FILE, None, "unreadable", detail))
         # Without its stamp the file counts as changed, and is tried again next time.
         new.files = {k: v for k, v in new.files.items() if k != METRICS_FILE}
-        return {}
+        return None
     built.problems += reading.problems
     torn = stamp[0] - reading.offset
     if torn > 0 and row["state"] in _ENDED:
         detail = f"the last {torn} bytes are no whole line; they wait"
         built.problems.append(Problem(found.run, METRICS_FILE, reading.offset, "torn", detail))
-    return reading.tables
+    return reading
 
 
 def _grown(path: str, source: Source, stamp: tuple[int, int]) -> bool:
@@ -134,7 +186,7 @@ def _build_history(
     built: Built,
     stream: str,
     code_of: dict[str, int],
-    fresh: list[tuple[int, Typed]],
+    fresh: list[Typed],
     rows: dict[str, dict[str, Any]],
 ) -> None:
     table = history_table(stream)
@@ -143,10 +195,7 @@ def _build_history(
         old = read_part(job.store / job.parts[table].file)
         kinds = {name: job.schemas[table][name] for name in old.column_names}
         pieces.append((_recoded(old, code_of, built.restarted), kinds))
-    for code, (piece, kinds) in fresh:
-        codes = pa.array(np.full(piece.num_rows, code, np.int32))
-        pieces.append((piece.add_column(0, "run", codes), {"run": "string", **kinds}))
-    merged, kinds = concatenate(pieces)
+    merged, kinds = concatenate([*pieces, *fresh])
     merged = settle(merged.combine_chunks())
     changed = {code_of[run]: row for run, row in rows.items()}
     for code, summary in summarise(stream, merged).items():

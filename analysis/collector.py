@@ -233,16 +233,17 @@ def _plan_jobs(store: Path, manifest: Manifest, changes: _Changes, generation: i
     dirty |= {manifest.sources[here.run].bucket for here in changes.changed}
     members = {b: [run for run in runs if run not in gone] for b, runs in members.items()}
     bucket = max(members, default=0)
+    held = sum(sizes[run] for run in members.get(bucket, []))
     for here in changes.fresh:
         if here.run in manifest.sources:
             dirty.add(manifest.sources[here.run].bucket)
             continue
         runs = members.setdefault(bucket, [])
-        full = len(runs) >= RUNS_PER_BUCKET or sum(sizes[r] for r in runs) >= BYTES_PER_BUCKET
-        if full:
-            bucket += 1
+        if len(runs) >= RUNS_PER_BUCKET or held >= BYTES_PER_BUCKET:
+            bucket, held = bucket + 1, 0
             runs = members.setdefault(bucket, [])
         runs.append(here.run)
+        held += sizes[here.run]
         dirty.add(bucket)
     read = {here.run: here for here in [*changes.fresh, *changes.changed]}
     jobs, unused = [], iter(range(bucket + 1, 1 << 62))

@@ -35,8 +35,12 @@ _PYTHON: dict[type, Kind] = {
     float: "double",
     str: "string",
 }
+KEYS: dict[str, Kind] = {"run": "string", "step": "int64", "t": "double", "attempt": "int64"}
+"""First columns of every history table."""
+
 INT64 = range(-(2**63), 2**63)
 """Integers that Arrow holds; larger ones are kept as text."""
+INT32 = range(-(2**31), 2**31)
 
 
 def join(first: Kind, second: Kind) -> Kind:
@@ -86,6 +90,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, dict[str, Kin
 
 def conform(table: pa.Table, have: Mapping[str, Kind], want: Mapping[str, Kind]) -> pa.Table:
     """Return the table with exactly the columns and kinds of ``want``; absent columns are null."""
+    if table.column_names == list(want) and all(have.get(n, k) == k for n, k in want.items()):
+        return table
     arrays = []
     for name, kind in want.items():
         if name in table.column_names:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.columns import KEYS
 from analysis.discovery import Found, is_results
-from analysis.metrics import KEYS, Record, Typed, fault_of_stream, table_of_records
+from analysis.metrics import Record, Typed, fault_of_stream, table_of_records
 from analysis.problems import Problem, clip
 from analysis.runrecord import UNTAKEN, json_object, read_bytes, reason_of
 

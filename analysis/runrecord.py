@@ -196,9 +196,8 @@ def _provenance(record: dict[str, Any]) -> dict[str, Any]:
 def _configuration(config: object) -> dict[str, Any]:
     if not isinstance(config, dict):
         return {"config_json": None}
-    plain = _plain(config)
-    row: dict[str, Any] = {"config_json": plain}
-    for name, value in leaves(plain, "config."):
+    row: dict[str, Any] = {"config_json": config}
+    for name, value in leaves(config, "config."):
         row.setdefault(name, value)
     return row
 
@@ -221,7 +220,7 @@ def _hydra_record(found: Found, problems: list[Problem]) -> dict[str, Any]:
     if CONFIG_FILE in found.files:
         config = _source(found, CONFIG_FILE, _yaml, problems)
         if isinstance(config, dict):
-            record["config"] = config
+            record["config"] = _plain(config)
         elif config is not None:
             detail = "holds no mapping"
             problems.append(Problem(found.run, CONFIG_FILE, None, "config", detail))
@@ -238,8 +237,10 @@ def _source(found: Found, name: str, parse: Any, problems: list[Problem]) -> Any
     if name not in found.files:
         return None
     try:
-        value = parse(read_bytes(f"{found.directory}/{name}", found.files[name]))
-        _guard(value)
+        content = read_bytes(f"{found.directory}/{name}", found.files[name])
+        value = parse(content)
+        if parse is not json_object or not _is_harmless(content):
+            _guard(value)
     except UNTAKEN as error:
         kind = "unreadable" if isinstance(error, OSError) else "config"
         problems.append(Problem(found.run, name, None, kind, reason_of(error)))
@@ -287,6 +288,11 @@ def json_object(content: bytes) -> dict[str, Any]:
 
 def _yaml(content: bytes) -> Any:
     return yaml.load(content, Loader=_Loader)  # noqa: S506 - CSafeLoader builds plain values only
+
+
+def _is_harmless(content: bytes) -> bool:
+    """Say of JSON, which has no aliases, that its length alone keeps it within the bounds."""
+    return content.count(b"{") + content.count(b"[") <= DEEPEST and len(content) <= MOST_NODES
 
 
 def _guard(value: object) -> None:

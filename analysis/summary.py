@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.metrics import KEYS
+from analysis.columns import KEYS
 from rundir.files import State
 
 _HIGHER_IS_BETTER = frozenset(

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import manifest as manifests
+from analysis.columns import KEYS
 from analysis.lookup import find_column, find_run, resolve_sweep
-from analysis.metrics import KEYS
 from analysis.runrecord import leaves
 from analysis.settings import CONFIG, Settings, settings_of
 from analysis.store import RUNS, history_table, read_table

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from analysis import history
 from analysis.collector import collect
+from analysis.metrics import Reading, _fast, _slow, parse_together, table_of_records
+from analysis.plainlines import looks_plain, plain_tables
 from rundir import UserError
 
 FLOATS = st.one_of(
@@ -113,3 +115,99 @@ def test_a_file_cut_anywhere_yields_only_records_that_were_written(
         collect([run.parent], store)
         got = {stream: stored(store, stream) for stream in ("train", "val")}
     assert any(all(same(got[s], want.get(s, {})) for s in got) for want in candidates)
+
+
+# Of few kinds a record, so that most chunks are plain.
+VALUES = st.one_of(
+    st.just(st.floats(allow_nan=True, allow_infinity=True)),
+    st.just(st.integers(-5, 5)),
+    st.just(st.integers(2**53 - 2, 2**53 + 2)),
+    st.just(st.sampled_from([2**63 - 1, 2**63, -(2**63), 10**25])),
+    st.just(st.booleans()),
+    st.just(st.sampled_from(["word", "2026-01-01", "2026-01-01 00:00:00", "é", "", "a\\b", "}"])),
+    st.just(st.one_of(st.floats(-4, 4), st.integers(-4, 4))),
+    st.just(st.one_of(st.none(), st.floats())),
+    st.just(st.lists(st.integers(), max_size=1)),
+)
+
+
+@st.composite
+def uniform_records(draw: st.DrawFn) -> list[dict[str, Any]]:
+    metrics = draw(st.dictionaries(st.sampled_from(["loss", "lr", "n", "a b", "run"]), VALUES))
+    step = draw(st.sampled_from([st.integers(0, 9), st.integers(0, 9), st.floats(0, 9)]))
+    keys = {
+        "stream": st.sampled_from(draw(st.sampled_from([["train"], ["train", "val"], [""]]))),
+        "step": step,
+        "t": draw(st.sampled_from([st.floats(0, 2e9), st.floats(0, 2e9), st.integers(0, 9)])),
+        "attempt": draw(st.sampled_from([st.integers(1, 3), st.integers(1, 2**33)])),
+    }
+    return draw(st.lists(st.fixed_dictionaries(keys, optional=metrics), min_size=1, max_size=8))
+
+
+def by_python(lines: bytes) -> dict[str, Any]:
+    records = _fast(lines)
+    if records is None:
+        records = _slow("run", lines, Reading(0), ended=False)
+    return {stream: table_of_records(rows) for stream, rows in records.items()}
+
+
+def readable(tables: dict[str, Any]) -> dict[str, Any]:
+    """Kinds and values of every column, NaN equal to itself and -0.0 not to 0.0."""
+    return {
+        stream: {name: (kinds[name], repr(table.column(name).to_pylist())) for name in kinds}
+        for stream, (table, kinds) in tables.items()
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(records=uniform_records())
+def test_arrow_says_what_python_says_or_leaves_it_to_python(records: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    tables = plain_tables(lines) if looks_plain(lines) else None
+    if tables is not None and "" not in tables:
+        assert readable(tables) == readable(by_python(lines))
+
+
+def test_what_the_trainer_logs_takes_the_quick_way() -> None:
+    record = {"stream": "train", "step": 1, "t": 1.5, "attempt": 1, "loss": math.nan, "tokens": 9}
+    other = {"stream": "val", "step": 1, "t": 2.5, "attempt": 1, "loss": 0.5}
+    lines = (json.dumps(record) + "\n" + json.dumps(other) + "\n").encode()
+    tables = plain_tables(lines)
+    assert tables is not None
+    assert readable(tables) == readable(by_python(lines))
+
+
+TRICKS = [
+    b'{"stream":"a","step":1,"t":1.0,"attempt":1}{"stream":"a","step":2,"t":1.0,"attempt":1}\n',
+    b'{"stream":"a","step":1,"t":1.0,"attempt":1,"x":{}\n,"y":1}\n',
+    b'{"stream":"a","step":1,"step":2,"t":1.0,"attempt":1}\n',
+    b'{"stream":"a","step":1,"t":1.0,"attempt":1,"x":01}\n',
+    b'{"stream":"a","step":1,"t":1.0,"attempt":1,"x":1e999}\n',
+    b'{"stream":"a","step":1,"t":1.0,"attempt":1,}\n',
+    b'{"stream":"a","step":1,"t":1.0}\n',
+    b"{}\n",
+    b"[]\n",
+    b"\n",
+    b"",
+]
+
+
+def test_a_line_that_is_no_record_never_takes_the_quick_way() -> None:
+    good = b'{"stream":"a","step":1,"t":1.0,"attempt":1,"x":0.5}\n'
+    assert plain_tables(good) is not None
+    for trick in TRICKS:
+        for lines in (trick, good + trick, trick + good):
+            if lines != good:
+                assert not looks_plain(lines) or plain_tables(lines) is None, lines
+
+
+def test_runs_parsed_together_are_those_parsed_alone() -> None:
+    line = '{"stream":"train","step":%d,"t":1.5,"attempt":1,"loss":%s}\n'
+    chunks = [(3, (line % (1, "0.5") + line % (2, "NaN")).encode()), (7, (line % (1, 3)).encode())]
+    tables = parse_together(chunks)
+    assert tables is not None
+    table, kinds = tables["train"]
+    assert table.column("run").to_pylist() == [3, 3, 7]
+    assert repr(table.column("loss").to_pylist()) == "[0.5, nan, 3.0]"
+    assert list(kinds)[:4] == ["run", "step", "t", "attempt"]
+    assert parse_together([*chunks, (8, b'{"stream":"train"}\n')]) is None
