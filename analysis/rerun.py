@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -29,8 +31,16 @@ def rerun_command(run: str, store: Path | str = "store") -> str:
         UserError: no store, an unknown run, a name of several, or a run of another program.
     """
     row = find_run(run, load_runs(None, store))
-    if pd.isna(row["signature"]):
+    command = command_of(row)
+    if command is None:
         raise UserError(f"run = {row['run']}; was not written by optsweep, which cannot repeat it")
+    return command
+
+
+def command_of(row: Mapping[Any, Any]) -> str | None:
+    """Return the command for a row of the runs table; None where another program wrote the run."""
+    if pd.isna(row["signature"]):
+        return None
     if pd.notna(row["state"]) and row["state"] == State.PLANNED.value:
         overrides = row["overrides"] if isinstance(row["overrides"], str) else "[]"
         return shlex.join(["python", "launch.py", *json.loads(overrides)])

@@ -8,7 +8,7 @@ is a value that was logged as not finite, ``<NA>`` one that was never logged.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def diff(run_a: str, run_b: str, store: Path | str = "store") -> pd.DataFrame:
     """
     table = load_runs(None, store)
     rows = [find_run(run, table) for run in (run_a, run_b)]
-    flat = [_facts(row) for row in rows]
+    flat = [facts(row) for row in rows]
     keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
     values = {side: [f.get(k) for k in keys] for side, f in zip("ab", flat, strict=True)}
     texts = pd.ArrowDtype(pa.string())
@@ -270,7 +270,8 @@ def floats(column: pd.Series) -> pd.Series:
     return column.astype("double[pyarrow]").astype("float64")
 
 
-def _facts(row: dict[str, Any]) -> dict[str, str]:
+def facts(row: Mapping[Any, Any]) -> dict[str, str]:
+    """Return config, commit, Python and packages of a run by dotted key, as JSON texts."""
     facts: dict[str, str] = {}
     if isinstance(row["config_json"], str):
         facts |= _json_leaves(row["config_json"])
