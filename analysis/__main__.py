@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
     plot.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="plots")
     plot.set_defaults(command=commands.plot)
+    _add_report(verbs.add_parser("report", parents=[store], help="one HTML page of a sweep"))
     return parser
 
 
@@ -45,6 +46,13 @@ def _add_collect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
     parser.add_argument("--no-wait", action="store_true", help="fail if another collector works")
     parser.set_defaults(command=commands.collect)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: reports/SWEEP.html")
+    parser.add_argument("--open", action="store_true", help="show it in a browser")
+    parser.set_defaults(command=commands.report)
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:

@@ -121,6 +121,19 @@ def plot(options: argparse.Namespace) -> None:
         _say(str(path))
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write the page; print its path and size."""
+    import webbrowser
+
+    from analysis.report import write_report
+
+    _hint_age(options.store)
+    page = write_report(options.sweep, options.out, options.store)
+    _say(f"{page.path}: {count_of(page.runs, 'run')}, {page}")
+    if options.open and not webbrowser.open(page.path.resolve().as_uri()):
+        _hint(f"no browser was found; open {page.path} in one")
+
+
 def _say(text: str) -> None:
     print(text)  # noqa: T201 - what the command is for
 
