@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from analysis import commands
+from analysis.summary import MEASURE
 from rundir import exit_code_of
 
 
@@ -32,11 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("run_a", metavar="A", help="run id, directory, name, or the end of an id")
     diff.add_argument("run_b", metavar="B")
     diff.add_argument("--json", action="store_true", help="as one JSON object")
-    diff.set_defaults(command=commands.diff)
+    diff.set_defaults(command=_from("commands", "diff"))
     plot = verbs.add_parser("plot", parents=[store], help="loss curves and sensitivity as PNG")
     plot.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
     plot.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="plots")
-    plot.set_defaults(command=commands.plot)
+    plot.set_defaults(command=_from("commands", "plot"))
     _add_report(verbs.add_parser("report", parents=[store], help="one HTML page of a sweep"))
     return parser
 
@@ -45,21 +47,21 @@ def _add_collect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT", help="outputs and multirun")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
     parser.add_argument("--no-wait", action="store_true", help="fail if another collector works")
-    parser.set_defaults(command=commands.collect)
+    parser.set_defaults(command=_from("refresh", "collect"))
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: reports/SWEEP.html")
     parser.add_argument("--open", action="store_true", help="show it in a browser")
-    parser.set_defaults(command=commands.report)
+    parser.set_defaults(command=_from("commands", "report"))
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
     parser.add_argument(
         "--by",
-        default=commands.BY,
+        default=MEASURE,
         metavar="COLUMN",
         help="to sort by, also at_STEP.STREAM.METRIC; default: %(default)s",
     )
@@ -78,7 +80,18 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON array; NaN as a text")
     form.add_argument("--csv", action="store_true", help="null as an empty field")
-    parser.set_defaults(command=commands.table)
+    parser.set_defaults(command=_from("commands", "table"))
+
+
+def _from(module: str, name: str) -> Callable[[argparse.Namespace], int | None]:
+    """Return a command that is imported when it is called: each loads only what it needs."""
+
+    def command(options: argparse.Namespace) -> int | None:
+        function = getattr(import_module(f"analysis.{module}"), name)
+        code: int | None = function(options)
+        return code
+
+    return command
 
 
 if __name__ == "__main__":

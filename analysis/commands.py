@@ -1,4 +1,4 @@
-"""What the commands of ``python -m analysis`` do."""
+"""What the commands of ``python -m analysis`` do with the store; they need pandas."""
 
 from __future__ import annotations
 
@@ -13,51 +13,23 @@ from typing import TYPE_CHECKING, Any, TextIO
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from analysis import collector, manifest, tables
+from analysis import manifest, tables
 from analysis.conditions import holds
 from analysis.outcomes import measured
 from analysis.problems import clip
 from analysis.settings import Settings, settings_of
-from analysis.store import read_problems
+from analysis.summary import MEASURE
 from rundir.files import ENDED, State
 from rundir.wording import count_of, duration
 
 if TYPE_CHECKING:
     import argparse
 
-BY = "final.val.loss"
-"""Column that a table is sorted by; failed and diverged runs then come after the others."""
 WIDTH = 100
 """Columns of a table that does not go to a terminal."""
-
-_PROBLEMS_SHOWN = 5
-
-
-def collect(options: argparse.Namespace) -> None:
-    """Bring the store up to date, with a progress bar and a summary on stderr."""
-    console = Console(stderr=True)
-    bar = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = not console.is_terminal
-    with Progress(*bar, console=console, transient=True, disable=quiet) as progress:
-        task = progress.add_task("", total=None)
-        summary = collector.collect(
-            options.roots or None,
-            options.store,
-            wait=not options.no_wait,
-            workers=options.workers,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    _hint(f"{options.store}: {summary}")
-    rows = read_problems(options.store).slice(0, _PROBLEMS_SHOWN).to_pylist()
-    for row in rows:
-        place = "/".join(part for part in (row["run"], row["file"]) if part)
-        _hint(f"  {place}: {row['detail']}" if place else f"  {row['detail']}")
-    if summary.problems > len(rows):
-        _hint(f"  all of them: {options.store / manifest.load(options.store).problems_file}")
 
 
 def table(options: argparse.Namespace) -> None:
@@ -75,7 +47,7 @@ def table(options: argparse.Namespace) -> None:
     if everything.empty:
         _hint(f"of {len(whole)} runs none matches")
     ordered = tables.order(everything, by)
-    if options.by == BY or _measured(by):
+    if options.by == MEASURE or _measured(by):
         ordered = pd.concat([ordered[_sound(ordered)], ordered[~_sound(ordered)]])
     _hint_age(options.store)
     if options.json:
@@ -84,7 +56,7 @@ def table(options: argparse.Namespace) -> None:
         _print_csv(ordered[list(frame.columns)], sys.stdout)
     else:
         shown = ordered.head(options.limit) if options.limit else ordered
-        _print_table(shown, settings.telling, by if _measured(by) else BY)
+        _print_table(shown, settings.telling, by if _measured(by) else MEASURE)
         if len(shown) < len(ordered):
             _hint(f"the first {len(shown)} of {len(ordered)} runs; all of them with --limit 0")
 
@@ -221,7 +193,7 @@ def ago(seconds: float) -> str:
 def _sort_column(
     options: argparse.Namespace, table: pd.DataFrame, settings: Settings
 ) -> tuple[str, pd.Series]:
-    if options.by == BY and BY not in table:
+    if options.by == MEASURE and MEASURE not in table:
         return "run", table["run"]
     return measured(options.by, table, settings, options.sweep, options.store)
 

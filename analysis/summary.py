@@ -12,6 +12,9 @@ import pyarrow as pa
 from analysis.columns import KEYS
 from rundir.files import State
 
+MEASURE = "final.val.loss"
+"""What runs are compared by unless something else is asked for."""
+
 _HIGHER_IS_BETTER = frozenset(
     {"acc", "accuracy", "auc", "bleu", "f1", "mfu", "precision", "recall", "reward", "score"}
 )

@@ -174,3 +174,19 @@ def test_importing_the_tables_loads_neither_torch_nor_hydra_nor_matplotlib() -> 
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_collecting_loads_no_pandas_and_every_table_function_is_there() -> None:
+    code = (
+        "import sys, analysis, analysis.refresh, analysis.__main__\n"
+        "assert 'pandas' not in sys.modules\n"
+        "assert set(analysis.__all__) <= set(dir(analysis))\n"
+        "functions = [getattr(analysis, name) for name in analysis.__all__]\n"
+        "assert all(callable(f) and f.__doc__ for f in functions)\n"
+        "assert not hasattr(analysis, 'run')\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
