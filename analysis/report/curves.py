@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analysis import manifest as manifests
-from analysis.metrics import KEYS
+from analysis.columns import KEYS
 from analysis.plots import UNITS
 from analysis.report.embedding import rounded
 from analysis.store import RUNS, history_table
