@@ -29,8 +29,8 @@ from rundir.files import METRICS_FILE
 RUNS_PER_BUCKET = 512
 BYTES_PER_BUCKET = 64 << 20
 """Of metrics.jsonl; a bucket of twice as many is split when it is next rewritten."""
-BYTES_WORTH_PROCESSES = 32 << 20
-"""Starting a process costs half a second, in which one process reads about as much."""
+BYTES_WORTH_PROCESSES = 64 << 20
+"""Starting processes costs half a second, in which one process reads half as much."""
 
 Progress = Callable[[int, int], None]
 

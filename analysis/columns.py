@@ -70,7 +70,7 @@ def column(values: Sequence[Any]) -> tuple[pa.Array, Kind]:
     kind: Kind = "null"
     for name in sorted(_PYTHON.get(t, "json") for t in types):
         kind = join(kind, name)
-    if int in types and any(type(v) is int and v not in INT64 for v in values):
+    if int in types and not _in_range(values, types):
         kind = "json" if kind == "int64" else "mixed"
     if kind in {"json", "mixed"}:
         values = [None if v is None else json_text(v) for v in values]
@@ -80,9 +80,18 @@ def column(values: Sequence[Any]) -> tuple[pa.Array, Kind]:
         return pa.array([v and encodable(v) for v in values], _ARROW[kind]), kind
 
 
+def _in_range(values: Sequence[Any], types: set[type]) -> bool:
+    """Say whether Arrow holds all the integers among the values."""
+    if types == {int}:
+        return min(values) in INT64 and max(values) in INT64
+    return all(v in INT64 for v in values if type(v) is int)
+
+
 def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, dict[str, Kind]]:
     """Build a table with the union of the rows' keys; an absent key is null."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names: dict[str, Any] = {}
+    for row in rows:
+        names.update(row)
     built = {encodable(name): column([row.get(name) for row in rows]) for name in names}
     table = pa.table({name: array for name, (array, _) in built.items()})
     return table, {name: kind for name, (_, kind) in built.items()}

@@ -1,9 +1,10 @@
 """What collecting costs: 10,000 runs of 200 steps and 6 metrics, all, none and few of them new.
 
 The runs have the files that Hydra and the trainer leave, with the real default config. Each collect
-is a command of its own, its interpreter's start included. The peer reads every tenth run's same
-facts the way a notebook does: OmegaConf.load of config and overrides, json.loads line by line, a
-frame a run, and pandas.concat. Its time a run is compared with that of the first collect.
+is a command of its own, its interpreter's start included. The peer reads every tenth run the
+way a notebook does: OmegaConf.load of Hydra's three files (only hydra.yaml tells sweep and number),
+json.loads line by line, a frame a run, and pandas.concat. Its time a run is compared with that of
+the first collect; what it is without hydra.yaml is told too.
 
     python benchmarks/collect.py [--runs 10000] [--steps 200]
 """
@@ -12,15 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import re
-import resource
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +37,47 @@ frame = history("train", metrics="loss")
 print(time.perf_counter() - began, len(frame))
 """
 RUNS = "multirun/bench/gpt/shakespeare/adamw"
-_SECONDS = re.compile(r"in ([0-9.]+) s$", re.MULTILINE)
+MEASURED = """
+import resource, runpy, sys
+if __name__ == "__main__":  # not in the processes that collect spawns
+    code = None
+    try:
+        if sys.argv[1] == "-m":
+            sys.argv[:3] = sys.argv[2:3]
+            runpy.run_module(sys.argv[0], run_name="__main__")
+        else:
+            exec(sys.argv[2])
+    except SystemExit as end:
+        code = end.code
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    sys.stdout.flush()
+    print(max(resource.getrusage(kind).ru_maxrss for kind in kinds), file=sys.stderr)
+    sys.exit(code)
+"""
+"""Runs a module or a text, and prints the kilobytes that its largest process took."""
 
 
-def composed() -> dict[str, Any]:
-    """Return the trainer's default config, as Hydra composes it."""
+def composed() -> tuple[dict[str, Any], str]:
+    """Return the trainer's default config, and what Hydra writes into hydra.yaml beside it."""
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        container = OmegaConf.to_container(compose("config"), resolve=False)
+        whole = compose("config", return_hydra_config=True)
+    text = OmegaConf.to_yaml(OmegaConf.create({"hydra": OmegaConf.to_container(whole.hydra)}))
+    with open_dict(whole):
+        del whole["hydra"]
+    container = OmegaConf.to_container(whole)
     if not isinstance(container, dict):
         raise SystemExit("the default config is no mapping")
-    return {str(key): value for key, value in container.items()}
+    return {str(key): value for key, value in container.items()}, text
 
 
 def write_runs(place: Path, count: int, steps: int) -> int:
     """Write the run directories; return the bytes of their metrics."""
     from omegaconf import OmegaConf
 
-    config, size = composed(), 0
+    (config, hydra), size = composed(), 0
     config["seed"] = "SEED"
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     for index in range(count):
@@ -68,6 +85,7 @@ def write_runs(place: Path, count: int, steps: int) -> int:
         (directory / ".hydra").mkdir(parents=True)
         (directory / ".hydra/config.yaml").write_text(text.replace("SEED", str(index)))
         (directory / ".hydra/overrides.yaml").write_text(f"- seed={index}\n")
+        (directory / ".hydra/hydra.yaml").write_text(hydra)
         record = _record(index, {**config, "seed": index})
         (directory / "run.json").write_text(json.dumps(record, indent=1))
         status = {"version": 1, "state": "completed", "attempt": 1, "step": steps}
@@ -121,10 +139,12 @@ def metrics(index: int, first: int, last: int) -> str:
 
 
 def command(place: Path, *arguments: str) -> tuple[float, float, str]:
-    """Return wall-clock seconds of a command, megabytes of its largest process, what it printed."""
+    """Return a command's wall-clock seconds, its largest process in megabytes, what it printed."""
+    script = place / "measured.py"
+    script.write_text(MEASURED)
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *arguments],
+        [sys.executable, str(script), *arguments],
         cwd=place,
         env=environment(),
         capture_output=True,
@@ -134,25 +154,89 @@ def command(place: Path, *arguments: str) -> tuple[float, float, str]:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
-    *printed, peak = (done.stdout + done.stderr).splitlines()
-    return seconds, int(peak) / 1024, "\n".join(printed)
+    printed, peak = done.stdout + done.stderr, done.stderr.splitlines()[-1]
+    return seconds, int(peak) / 1024, printed
 
 
-_MEASURED = """
-import resource, runpy, sys
-sys.argv = sys.argv[1:]
-code = 0
+def collect(place: Path, said: str) -> tuple[float, float]:
+    """Collect; return seconds and megabytes, after making sure of what the summary says."""
+    seconds, peak, printed = command(place, *COLLECT)
+    if said not in printed:
+        raise SystemExit(f"collect was to say {said!r}; it said:\n{printed}")
+    return seconds, peak
+
+
+def naive(place: Path, count: int) -> tuple[float, float]:
+    """Return the seconds a run that the notebook's way takes, from every tenth run.
+
+    The second number is that without hydra.yaml.
+    """
+    import pandas as pd
+    from omegaconf import OmegaConf
+
+    directories = [place / RUNS / f"seed-{index}" for index in range(0, count, 10)]
+    began = time.perf_counter()
+    rows, frames, spent = [], [], 0.0
+    for directory in directories:
+        config = OmegaConf.load(directory / ".hydra/config.yaml")
+        row = pd.json_normalize(OmegaConf.to_container(config))  # type: ignore[arg-type]
+        overrides = OmegaConf.load(directory / ".hydra/overrides.yaml")
+        start = time.perf_counter()
+        hydra = OmegaConf.load(directory / ".hydra/hydra.yaml")
+        spent += time.perf_counter() - start
+        row = row.assign(sweep=str(OmegaConf.to_container(hydra)["hydra"]["sweep"]["dir"]))  # type: ignore[call-overload, index]
+        status = json.loads((directory / "status.json").read_text())
+        rows.append(row.assign(run=directory.name, overrides=str(overrides), **status))
+        with (directory / "metrics.jsonl").open() as file:
+            frame = pd.DataFrame([json.loads(line) for line in file])
+        frames.append(frame.assign(run=directory.name))
+    table, curves = pd.concat(rows), pd.concat(frames)
+    seconds = time.perf_counter() - began
+    if len(table) != len(directories) or curves["loss"].isna().any():
+        raise SystemExit("the notebook's way has lost something")
+    return seconds / len(directories), (seconds - spent) / len(directories)
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=200)
+    chosen = parser.parse_args()
+    count, steps = chosen.runs, chosen.steps
+    report = Report("collect")
+    with workplace() as place:
+        size = write_runs(place, count, steps)
+        full, peak = collect(place, f"{count} new, 0 changed, 0 unchanged")
+        told = f"{count:,} runs × {steps} steps × 6 metrics, {size / 1e6:.0f} MB, start included"
+        report.add("collect_s", full, told, most=FULL_S)
+        report.add("collect_largest_process_mb", peak, "memory of the largest of its processes")
+        peer, shorter = naive(place, count)
+        report.add("peer_naive_ms", peer * 1e3, "peer: a run by OmegaConf, json and pandas")
+        report.add("naive_ratio", peer / (full / count), "peer / collect, a run", least=RATIO)
+        told = "the same, of a notebook that leaves hydra.yaml unread"
+        report.add("naive_ratio_without_hydra_yaml", shorter / (full / count), told)
+        nothing = min(collect(place, f"{count} unchanged")[0] for _ in range(REPEATS))
+        told = f"the same command again, start included; least of {REPEATS}"
+        report.add("nothing_new_s", nothing, told, most=NOTHING_S)
+        report.add("naive_again_ratio", peer * count / nothing, "peer / that: it reads all again")
+        grown = range(0, count, GROWN)
+        for index in grown:
+            with (place / RUNS / f"seed-{index}" / "metrics.jsonl").open("a") as file:
+                file.write(metrics(index, steps, steps + NEW_STEPS))
+        some, _ = collect(place, f"{len(grown)} changed")
+        told = f"after {len(grown)} runs have gone on by {NEW_STEPS} steps"
+        report.add("one_percent_s", some, told)
+        loads = [command(place, "-c", LOAD)[2].split() for _ in range(REPEATS)]
+        rows = count * steps + len(grown) * NEW_STEPS
+        if any(int(load[1]) != rows for load in loads):
+            raise SystemExit(f"history was to have {rows} rows; it has {loads[0][1]}")
+        told = f"one metric of all runs into pandas, {rows:,} rows; least of {REPEATS}"
+        report.add("one_metric_s", min(float(load[0]) for load in loads), told, most=METRIC_S)
+        stored = sum(path.stat().st_size for path in (place / "store").rglob("*.parquet"))
+        report.add("store_mb", stored / 1e6, "Parquet on disk")
+    return report.end()
+
+
 if __name__ == "__main__":
-    try:
-        if sys.argv[0] == "-m":
-            del sys.argv[0]
-            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-        else:
-            exec(sys.argv[1])
-    except SystemExit as end:
-        code = end.code
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    sys.stdout.flush()
-    print(max(resource.getrusage(kind).ru_maxrss for kind in kinds), file=sys.stderr)
-sys.exit(code)
-"""
+    sys.exit(main())
