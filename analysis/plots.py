@@ -34,6 +34,8 @@ UNITS = {
     "step_time": "time per step (s)",
     "tokens_per_second": "throughput (tokens per second)",
     "tokens": "tokens",
+    "mfu": "share of the device's peak FLOP/s",
+    "memory": "peak memory (bytes)",
 }
 MOST_LABELS = 10
 """A legend of more runs than this names groups only."""

@@ -18,7 +18,9 @@ MEASURE = "final.val.loss"
 _HIGHER_IS_BETTER = frozenset(
     {"acc", "accuracy", "auc", "bleu", "f1", "mfu", "precision", "recall", "reward", "score"}
 )
-_WITHOUT_BEST = frozenset({"epoch", "grad_norm", "learning_rate", "lr", "step_time", "tokens"})
+_WITHOUT_BEST = frozenset(
+    {"epoch", "grad_norm", "learning_rate", "loss_scale", "lr", "memory", "step_time", "tokens"}
+)
 """Metrics of which neither the highest nor the lowest value is the best."""
 
 _THROUGHPUT = "tokens_per_second"

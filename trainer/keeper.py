@@ -84,6 +84,7 @@ def _state(training: Training, step: int) -> dict[str, Any]:
         "optimizer_name": training.config.optimizer.name,
         "optimizer_groups": group_record(training.optimizer, training.model),
         "skipped_steps": (training.watch.skipped, training.watch.in_a_row),
+        "precision": training.precision.state_dict(),
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
@@ -97,6 +98,7 @@ def _restore(training: Training, state: dict[str, Any]) -> None:
     torch.set_rng_state(state["rng"]["cpu"])
     if training.device.type == "cuda" and state["rng"]["cuda"]:
         torch.cuda.set_rng_state(state["rng"]["cuda"][0], training.device)
+    training.precision.load_state_dict(state.get("precision", {}))
     training.watch.skipped, training.watch.in_a_row = state.get("skipped_steps", (0, 0))
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +12,7 @@ from trainer.config import TrainConfig
 from trainer.keeper import Keeper
 from trainer.model import flops_per_token, parameter_count
 from trainer.parallel import joined
+from trainer.throughput import Pace, peak_flops, peak_memory
 from trainer.training import Training, Update
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ def _train(config: TrainConfig, run: Run, training: Training) -> None:
     step, total = keeper.resume(), training.total_steps
     _introduce(config, training, step, run.threads)
     due = _Due.of(config, total)
-    pace = _Pace(config.training.tokens_processed)
+    pace = _pace(config, training)
     run.progress(step, total)
     while step < total:
         stop = training.ranks.agreed(run.stop_requested)
@@ -85,9 +83,21 @@ def _introduce(config: TrainConfig, training: Training, step: int, threads: int)
     )
 
 
-def _report(run: Run, training: Training, update: Update, step: int, pace: _Pace) -> None:
+def _pace(config: TrainConfig, training: Training) -> Pace:
+    peak = peak_flops(training.device)
+    return Pace(
+        config.training.tokens_processed,
+        flops_per_token(config.model, config.training.context_length),
+        None if peak is None else peak * training.ranks.size,
+    )
+
+
+def _report(run: Run, training: Training, update: Update, step: int, pace: Pace) -> None:
     loss, norm = update.loss.item(), update.grad_norm.item()
-    figures = pace.take() | training.watch.figures()
+    figures = pace.take() | training.figures()
+    memory = peak_memory(training.device)
+    if memory is not None:
+        figures["memory"] = memory
     speed = figures["tokens_per_second"]
     tokens = step * pace.tokens_per_step
     run.log("train", step, loss=loss, lr=update.lr, grad_norm=norm, tokens=tokens, **figures)
@@ -129,30 +139,3 @@ class _Due:
     def save(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""
         return self.save_step > 0 and (step % self.save_step == 0 or step == self.total)
-
-
-class _Pace:
-    """Mean time of a step since it was last asked, without validation and saving."""
-
-    def __init__(self, tokens_per_step: int) -> None:
-        """Start the clock; each counted step is ``tokens_per_step`` tokens."""
-        self.tokens_per_step = tokens_per_step
-        self._steps, self._since = 0, time.perf_counter()
-
-    def count(self) -> None:
-        """Another step is done."""
-        self._steps += 1
-
-    def take(self) -> dict[str, float]:
-        """Return step_time (s) and tokens_per_second over the steps since the last call."""
-        now = time.perf_counter()
-        mean = (now - self._since) / max(1, self._steps)
-        self._steps, self._since = 0, now
-        return {"step_time": mean, "tokens_per_second": self.tokens_per_step / mean}
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time spent in the block."""
-        began = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - began

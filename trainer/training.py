@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from rundir.errors import IllegalValue
+from trainer.compilation import compiled
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch, TrainingOrder, validation_batches
 from trainer.data.corpus import load_corpus
+from trainer.determinism import be_deterministic
 from trainer.model import GPT
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
 from trainer.parallel import Ranks, accumulating
+from trainer.precision import Precision
 from trainer.watch import Watch
-
-log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -58,6 +57,7 @@ class Training:
         """
         device = ranks.device
         self.config, self.ranks, self.device = config, ranks, device
+        be_deterministic(config.training.deterministic)
         torch.manual_seed(config.seed)
         corpus = load_corpus(config.data)
         self.train_tokens, self._validation = len(corpus.train), corpus.validation
@@ -75,7 +75,7 @@ class Training:
         self._training_forward = (
             self._forward if ranks.size == 1 else self._compiled(self._averaging)
         )
-        self._precision = self._autocast()
+        self.precision = Precision(params, device)
         self.reads_are_free = device.type == "cpu"
         """Whether reading a tensor's value waits for nothing."""
         self.watch = Watch(params, self.total_steps, reads_are_free=self.reads_are_free)
@@ -94,11 +94,14 @@ class Training:
         for number, batch in enumerate(parts, start=1):
             with accumulating(self._averaging, last=number == micro_batches):
                 part = self._loss(self._training_forward, batch) / micro_batches
-                part.backward()  # type: ignore[no-untyped-call]
+                self.precision.backward(part)
             loss += part.detach()
         loss = self.ranks.mean(loss)
+        overflowed = self.precision.overflowed(self.optimizer)
         norm = self._clip(params.gradnorm or float("inf"))
-        if self.watch.lets_pass(step + 1, loss, norm):
+        # Of a step that fp16's scale was too large for, only the loss must be finite.
+        judged = torch.zeros_like(norm) if overflowed else norm
+        if self.watch.lets_pass(step + 1, loss, judged) and not overflowed:
             # A tensor: some steps depend on the loss, and none has to wait for it.
             self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
         elif isinstance(self.optimizer, FoldsClip):
@@ -131,9 +134,13 @@ class Training:
         whole, tokens = self.ranks.sum(sums).tolist()
         return float(whole / tokens)
 
+    def figures(self) -> dict[str, float]:
+        """Return what is recorded beside a step's loss where the configuration asks for it."""
+        return self.watch.figures() | self.precision.figures()
+
     def _loss(self, forward: Callable[..., Any], batch: Batch) -> torch.Tensor:
         inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
-        with self._precision:
+        with self.precision.autocast():
             loss: torch.Tensor = forward(inputs, targets)
         return loss
 
@@ -160,22 +167,4 @@ class Training:
         return optimizer.lr * factor
 
     def _compiled(self, model: torch.nn.Module) -> Callable[..., Any]:
-        if not self.config.training.compile:
-            return model
-        if self.device.type != "cuda":
-            log.info("training_params.compile: not used on %s", self.device.type)
-            return model
-        compiled: Callable[..., Any] = torch.compile(model)
-        return compiled
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        params = self.config.training
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision(params.tensorcore_precision)
-        if not params.autocast or params.mixed_precision == "float32":
-            return nullcontext()
-        # Without native bf16 a product is hundreds of times slower than in float32.
-        if self.device.type != "cuda" or not torch.cuda.is_bf16_supported():
-            log.info("training_params.autocast: not used on %s, float32 it is", self.device.type)
-            return nullcontext()
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+        return compiled(model, self.device) if self.config.training.compile else model

@@ -17,8 +17,8 @@ from rundir.wording import count_of
 RTOL = 1e-5
 """Largest relative difference that counts as equal, unless the user says otherwise."""
 
-_TIMED = re.compile(r"(^|[_./])(time|seconds|per_second)$")
-"""Metrics that measure time and differ from run to run."""
+_TIMED = re.compile(r"(^|[_./])(time|seconds|per_second|mfu|memory)$")
+"""Metrics that measure time or the machine and differ from run to run."""
 
 Key: TypeAlias = tuple[str, int, str]
 """Stream, step and metric."""

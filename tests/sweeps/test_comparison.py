@@ -25,8 +25,8 @@ def curve(*losses, **more):
 def test_equal_bits_and_nan_are_equal_and_times_do_not_count(tmp_path):
     found = verdict(
         tmp_path,
-        curve(1.5, math.nan, math.inf, step_time=1.0, tokens_per_second=5.0),
-        curve(1.5, math.nan, math.inf, step_time=2.0, tokens_per_second=6.0),
+        curve(1.5, math.nan, math.inf, step_time=1.0, tokens_per_second=5.0, memory=8.0),
+        curve(1.5, math.nan, math.inf, step_time=2.0, tokens_per_second=6.0, memory=9.0),
     )
     assert str(found) == "equal to the bit: 3 values"
     assert found.exit_code == 0

@@ -87,6 +87,7 @@ def test_every_metric_is_logged_when_it_is_due(
         "step_time",
         "tokens_per_second",
         "tokens",
+        "memory",
     }
     assert train[-1]["tokens"] == 12 * 128
     assert train[-1]["tokens_per_second"] == pytest.approx(128 / train[-1]["step_time"])
@@ -292,15 +293,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(
 
 
 def test_what_a_cpu_does_not_do_is_said_once(
-    tiny: Mapping, change: Change, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Mapping,
+    change: Change,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     change(tiny, training__training_params__max_steps=2)
     tiny["training"]["training_params"] |= {"autocast": True, "compile": True}
+    monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.INFO):
         trained(tiny, tmp_path)
-    said = [message for message in caplog.messages if "not used on cpu" in message]
-    assert said == [
-        "training_params.compile: not used on cpu",
+    assert [message for message in caplog.messages if "not used" in message] == [
+        "training_params.compile: not used, there is no C++ compiler here",
         "training_params.autocast: not used on cpu, float32 it is",
     ]
 

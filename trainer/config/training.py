@@ -28,10 +28,14 @@ class TrainingParams:
     """Precision of float32 matrix products on CUDA; CPUs always use full float32."""
     autocast: bool = True
     """Mixed precision on CUDA; CPUs stay in float32."""
-    mixed_precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type that autocast computes in; float32 is no autocast."""
+    mixed_precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type that autocast computes in; float32 is no autocast. With float16 the loss is scaled, and
+    a step whose gradients leave its range is left out and the scale halved, which waits for the
+    device in every step."""
     compile: bool = False
-    """torch.compile the model on CUDA."""
+    """torch.compile the model; a CPU needs a C++ compiler for it. Runs share what was compiled."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time; an operation without one ends the run."""
     max_steps: int | None = None
     """Optimizer steps to train, however many passes that is; null trains num_epochs passes."""
     non_finite: Literal["diverge", "skip"] = "diverge"

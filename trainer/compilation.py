@@ -1,0 +1,42 @@
+"""torch.compile, with a cache that all runs share.
+
+What one run has compiled, the others of its sweep read: by default from ``compiled`` below
+``~/.cache/optsweep`` (``OPTSWEEP_CACHE`` where that is set), which nodes with the same home share,
+or from wherever ``TORCHINDUCTOR_CACHE_DIR`` points.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.data.corpus import CACHE_VARIABLE
+
+log = logging.getLogger(__name__)
+
+INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch.compile keeps what it compiled; torch's own default is a directory of /tmp."""
+
+
+def compiled(model: torch.nn.Module, device: torch.device) -> Callable[..., Any]:
+    """Return the model compiled, or as it is where this machine can't; the log says so."""
+    if device.type == "cpu" and not _has_compiler():
+        log.info("training_params.compile: not used, there is no C++ compiler here")
+        return model
+    if INDUCTOR_VARIABLE not in os.environ:
+        cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/optsweep").expanduser()
+        os.environ[INDUCTOR_VARIABLE] = str(cache / "compiled")
+    forward: Callable[..., Any] = torch.compile(model)
+    return forward
+
+
+def _has_compiler() -> bool:
+    """Say whether there is what torch calls: ``CXX`` of the environment, or g++."""
+    words = os.environ.get("CXX", "").split() or ["g++"]
+    return shutil.which(words[0]) is not None
