@@ -10,6 +10,7 @@ import torch
 from rundir import Diverged, Preempted, Run
 from trainer.config import TrainConfig
 from trainer.keeper import Keeper
+from trainer.loggers import Relay, relaying
 from trainer.model import flops_per_token, parameter_count
 from trainer.parallel import joined
 from trainer.throughput import Pace, peak_flops, peak_memory
@@ -38,31 +39,72 @@ def train(config: TrainConfig, run: Run) -> None:
 
 def _train(config: TrainConfig, run: Run, training: Training) -> None:
     keeper = Keeper(training, run)
-    step, total = keeper.resume(), training.total_steps
+    step = keeper.resume()
     _introduce(config, training, step, run.threads)
-    due = _Due.of(config, total)
-    pace = _pace(config, training)
-    run.progress(step, total)
-    while step < total:
-        stop = training.ranks.agreed(run.stop_requested)
+    with relaying(config, run, step) as records:
+        _Loop(config, run, training, keeper, records).run(step)
+
+
+class _Loop:
+    """The steps of one attempt."""
+
+    def __init__(
+        self, config: TrainConfig, run: Run, training: Training, keeper: Keeper, records: Relay
+    ) -> None:
+        self._run, self._training, self._keeper, self._records = run, training, keeper, records
+        self._total = training.total_steps
+        self._due = _Due.of(config, self._total)
+        self._pace = _pace(config, training)
+
+    def run(self, step: int) -> None:
+        """Take the steps that follow ``step`` done ones, until the last."""
+        run, training, due, pace = self._run, self._training, self._due, self._pace
+        run.progress(step, self._total)
+        while step < self._total:
+            self._stop_if_asked(step)
+            update = training.step(step)
+            step += 1
+            pace.count()
+            looks = due.log(step) or due.validate(step) or training.reads_are_free
+            fault = training.watch.fault() if looks else None
+            if fault or due.log(step):
+                self._report(update, step)
+            if fault:
+                raise Diverged(fault)
+            if due.validate(step):
+                with pace.paused():
+                    self._validate(step)
+            if due.save(step):
+                with pace.paused():
+                    self._keeper.save(step)
+
+    def _stop_if_asked(self, step: int) -> None:
+        stop = self._training.ranks.agreed(self._run.stop_requested)
         if stop:
-            keeper.save(step)
-            raise Preempted(f"{stop} at step {step} of {total}; checkpoint written")
-        update = training.step(step)
-        step += 1
-        pace.count()
-        looks = due.log(step) or due.validate(step) or training.reads_are_free
-        fault = training.watch.fault() if looks else None
-        if fault or due.log(step):
-            _report(run, training, update, step, pace)
-        if fault:
-            raise Diverged(fault)
-        if due.validate(step):
-            with pace.paused():
-                _validate(training, run, step)
-        if due.save(step):
-            with pace.paused():
-                keeper.save(step)
+            self._keeper.save(step)
+            raise Preempted(f"{stop} at step {step} of {self._total}; checkpoint written")
+
+    def _report(self, update: Update, step: int) -> None:
+        training, pace = self._training, self._pace
+        loss, norm = update.loss.item(), update.grad_norm.item()
+        figures = pace.take() | training.figures()
+        memory = peak_memory(training.device)
+        if memory is not None:
+            figures["memory"] = memory
+        figures["tokens"] = step * pace.tokens_per_step
+        speed = figures["tokens_per_second"]
+        self._record("train", step, loss=loss, lr=update.lr, grad_norm=norm, **figures)
+        self._run.progress(step, self._total, loss=loss, tokens_per_second=speed)
+        log.info("step %d: loss %.4f, %.0f tokens/s", step, loss, speed)
+
+    def _validate(self, step: int) -> None:
+        loss = self._training.validation_loss()
+        self._record("val", step, loss=loss)
+        log.info("step %d: validation loss %.4f", step, loss)
+
+    def _record(self, stream: str, step: int, **metrics: float) -> None:
+        self._run.log(stream, step, **metrics)
+        self._records.log(stream, step, **metrics)
 
 
 def _introduce(config: TrainConfig, training: Training, step: int, threads: int) -> None:
@@ -90,25 +132,6 @@ def _pace(config: TrainConfig, training: Training) -> Pace:
         flops_per_token(config.model, config.training.context_length),
         None if peak is None else peak * training.ranks.size,
     )
-
-
-def _report(run: Run, training: Training, update: Update, step: int, pace: Pace) -> None:
-    loss, norm = update.loss.item(), update.grad_norm.item()
-    figures = pace.take() | training.figures()
-    memory = peak_memory(training.device)
-    if memory is not None:
-        figures["memory"] = memory
-    speed = figures["tokens_per_second"]
-    tokens = step * pace.tokens_per_step
-    run.log("train", step, loss=loss, lr=update.lr, grad_norm=norm, tokens=tokens, **figures)
-    run.progress(step, training.total_steps, loss=loss, tokens_per_second=speed)
-    log.info("step %d: loss %.4f, %.0f tokens/s", step, loss, speed)
-
-
-def _validate(training: Training, run: Run, step: int) -> None:
-    loss = training.validation_loss()
-    run.log("val", step, loss=loss)
-    log.info("step %d: validation loss %.4f", step, loss)
 
 
 @dataclass(frozen=True)

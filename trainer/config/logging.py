@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
-from rundir.errors import require
+from rundir.errors import UserError, require
+
+
+@dataclass(frozen=True)
+class WandbParams:
+    """A copy of the records in Weights & Biases; needs the extra ``[wandb]``.
+
+    The API key is no setting: ``wandb login`` or ``WANDB_API_KEY`` gives it.
+    """
+
+    project: str = "optsweep"
+    """Where the run is shown."""
+    entity: str | None = None
+    """User or team; null is the key's own."""
+    group: str | None = None
+    """null is the sweep's name."""
+    tags: tuple[str, ...] = ()
+    """Words to find the run by."""
+    mode: Literal["online", "offline"] | None = None
+    """offline keeps everything in the run directory; null is WANDB_MODE, or online."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.project), "project", self.project, "a name")
+        _require_package("wandb", "wandb")
+
+
+@dataclass(frozen=True)
+class TensorboardParams:
+    """Event files in ``tensorboard/`` of the run directory; needs the extra ``[tensorboard]``."""
+
+    def __post_init__(self) -> None:
+        _require_package("tensorboard", "tensorboard")
+
+
+@lru_cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _require_package(package: str, extra: str) -> None:
+    """Refuse a logger whose package is missing, without importing it: that may take seconds."""
+    if not _is_installed(package):
+        raise UserError(f"+logging={extra} needs {package}: pip install optsweep[{extra}]")
 
 
 @dataclass(frozen=True)
@@ -23,6 +68,10 @@ class LoggingParams:
     """Must be 0: a run resumes from its newest good checkpoint by itself."""
     keep_last: int = 2
     """Checkpoints to keep; the older ones are what a torn newest one falls back to."""
+    wandb: WandbParams | None = None
+    """Weights & Biases; null logs nothing there."""
+    tensorboard: TensorboardParams | None = None
+    """TensorBoard's event files; null writes none."""
 
     def __post_init__(self) -> None:
         for name in ("log_step", "val_step", "keep_last"):

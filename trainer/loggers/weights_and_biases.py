@@ -1,0 +1,138 @@
+"""Weights & Biases, by the package ``wandb``; the key is wandb's to find and reaches no file here.
+
+``wandb login``, or ``WANDB_API_KEY`` in the environment, says who logs; ``WANDB_MODE=offline`` or
+``mode: offline`` keeps everything in ``wandb/`` of the run directory, for ``wandb sync`` later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trainer.config.logging import WandbParams
+from trainer.loggers.identity import Identity
+
+DIRECTORY = "wandb"
+"""Of the run directory; wandb itself makes one of this name in the directory that it is given."""
+
+LOGGED_FILE = "logged.txt"
+"""There: a line ``stream step`` for each record that wandb was given."""
+
+INIT_TIMEOUT_S = 20.0
+"""How long a server may take to answer. Meanwhile the run trains, and its records wait."""
+
+SERVICE = "wandb-core"
+"""Name of the process that the package starts to write and upload."""
+
+log = logging.getLogger(__name__)
+
+
+class WeightsAndBiases:
+    """One run there, whose id is the same in each attempt."""
+
+    name = "Weights & Biases"
+
+    def __init__(self, params: WandbParams, identity: Identity, directory: Path) -> None:
+        self._params, self._identity, self._directory = params, identity, directory
+        self._logged_file = directory / DIRECTORY / LOGGED_FILE
+        self._logged: dict[str, int] = {}
+        self._run: Any = None
+        self._is_abandoned = False
+
+    def open(self) -> None:
+        """Begin the run, or go on with it; offline where nobody answers or knows the key."""
+        import wandb
+
+        # A run that went on from a checkpoint measures some steps again, to the same bits. wandb
+        # would refuse them aloud, or hold them twice in offline mode.
+        self._logged_file.parent.mkdir(exist_ok=True)
+        self._logged = _last_steps(self._logged_file)
+        settings = wandb.Settings(
+            console="off",  # train.log is ours
+            disable_code=True,
+            init_timeout=INIT_TIMEOUT_S,
+            quiet=True,
+            silent=True,
+        )
+        try:
+            self._run = self._begun(wandb, settings, self._params.mode)
+        except wandb.Error as error:
+            if self._is_abandoned:
+                raise
+            said = " ".join(str(error).split())[:300]
+            text = "%s: %s; records are kept in %s, for wandb sync"
+            log.warning(text, self.name, said, self._logged_file.parent)
+            _stop_service(wandb)  # which still holds the id
+            self._run = self._begun(wandb, settings, "offline")
+
+    def _begun(self, wandb: Any, settings: Any, mode: str | None) -> Any:
+        params, identity = self._params, self._identity
+        wandb.setup(settings)  # or it would ask for a missing key, and wait for an answer
+        return wandb.init(
+            project=params.project,
+            entity=params.entity,
+            group=params.group or identity.sweep,
+            tags=list(params.tags) or None,
+            mode=mode,
+            id=identity.id,
+            name=identity.name,
+            resume="allow",
+            config=identity.config,
+            dir=str(self._directory),
+            settings=settings,
+        )
+
+    def log(self, stream: str, step: int, metrics: dict[str, float]) -> None:
+        """Pass a record on, unless an earlier attempt did."""
+        if step <= self._logged.get(stream, 0):
+            return
+        self._run.log({f"{stream}/{name}": value for name, value in metrics.items()}, step=step)
+        with self._logged_file.open("a", encoding="utf-8") as file:
+            file.write(f"{stream} {step}\n")
+
+    def close(self) -> None:
+        """Upload what is left."""
+        self._run.finish()
+
+    def abandon(self) -> None:
+        """End the package's own process, for which Python would wait at its end, maybe for hours.
+
+        What it has not uploaded lies in its directory, for ``wandb sync``.
+        """
+        import wandb
+
+        self._is_abandoned = True
+        _stop_service(wandb)
+
+
+def _stop_service(wandb: Any) -> None:
+    """End the package's process without waiting for it, and let the package forget it."""
+    for process in _children(SERVICE):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    with suppress(Exception):  # it says that the process is gone
+        wandb.teardown(1)
+
+
+def _children(name: str) -> list[int]:
+    """Return the ids of this process's children of that name."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended just now
+            said, _, rest = process.joinpath("stat").read_text().rpartition(")")
+            if said.partition("(")[2] == name and int(rest.split()[1]) == os.getpid():
+                found.append(int(process.name))
+    return found
+
+
+def _last_steps(file: Path) -> dict[str, int]:
+    """Return the last step of each stream in the file; a torn last line does not count."""
+    if not file.exists():
+        return {}
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    pairs = (line.rsplit(" ", 1) for line in lines if " " in line)
+    return {stream: int(step) for stream, step in pairs if step.isdecimal()}
