@@ -18,6 +18,7 @@ from trainer.kernels.symmetric import Choice
 from trainer.optim import gram_form, quintic
 from trainer.optim.gram_form import Coefficients
 from trainer.optim.polar import SAFETY, Method, coefficients, least_norm, product_dtype
+from trainer.optim.svd import exact_polar_factors
 
 _WORKSPACE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Matrices of one shape are worked on so many at a time that their workspace stays within this,
@@ -48,8 +49,8 @@ def polar_factors(
 ) -> list[Tensor]:
     """Return the polar factor of each matrix, in its dtype; as :func:`polar_factor` to rounding.
 
-    Nothing waits for the device, and all memory comes from torch's allocator: a CUDA graph can
-    capture the call.
+    But for svd, nothing waits for the device, and all memory comes from torch's allocator: a CUDA
+    graph can capture the call.
 
     Args:
         matrices: of any shapes, dtypes and devices; not changed.
@@ -58,6 +59,8 @@ def polar_factors(
         gptopt_compat: see :func:`trainer.optim.polar.coefficients`.
         backend: of the symmetric products on CUDA.
     """
+    if method == "svd":
+        return exact_polar_factors(matrices)
     kinds = _kinds(tuple([(each.device, each.dtype, each.shape) for each in matrices]))
     polynomials = coefficients(method, steps, gptopt_compat)
     factors = list(matrices)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Method = Literal["polar-express", "jordan", "jordan-torch"]
+Method = Literal["polar-express", "jordan", "jordan-torch", "svd"]
 
 _JORDAN = (3.4445, -4.7750, 2.0315)
 """Jordan et al. 2024: the same polynomial at every step; ends near 1, not at it."""

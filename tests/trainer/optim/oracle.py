@@ -44,6 +44,8 @@ def polar(g: Array, method: str = "polar-express", steps: int = 5, compat: bool 
     if not g.any():
         return g
     u, s, vt = np.linalg.svd(g, full_matrices=False)
+    if method == "svd":
+        return np.asarray(u[:, s > 1e-12] @ vt[s > 1e-12])
     s = s / (1.01 * math.sqrt((s**2).sum()))
     for a, b, c in singular_value_polynomials(method, steps, compat):
         s = a * s + b * s**3 + c * s**5

@@ -18,12 +18,13 @@ CASES: list[dict[str, Any]] = [
     {"name": "muon-torch"},
     {"name": "muon-torch", "nesterov": False, "weight_decay": 0.3, "momentum": 0.7},
     {"name": "muon-torch", "adjust_lr_fn": "match_rms_adamw", "muon_lr_ratio": 3.0},
-    {"name": "muon-torch", "polar": "polar-express", "ns_steps": 7, "muon_lr": 0.2},
+    {"name": "muon-torch", "polar_method": "polar_express", "ns_steps": 7, "muon_lr": 0.2},
+    {"name": "muon-torch", "polar_method": "svd"},
     {"name": "muon-torch", "betas": [0.5, 0.7], "eps": 1e-2, "weight_decay": 0.3, "ns_steps": 1},
     {"name": "normuon"},
     {"name": "normuon", "nesterov": False, "weight_decay": 0.3, "beta2": 0.6},
     {"name": "normuon", "muon_lr_ratio": 3.0, "eps": 1e-2, "momentum": 0.0, "beta2": 0.0},
-    {"name": "normuon", "polar": "polar-express", "muon_lr": 0.2, "betas": [0.0, 0.5]},
+    {"name": "normuon", "polar_method": "polar_express", "muon_lr": 0.2, "betas": [0.0, 0.5]},
 ]
 
 

@@ -19,7 +19,8 @@ from trainer.optim.noneuclidean import polar_factors
 CASES: list[dict[str, Any]] = [
     {"name": "muon"},
     {"name": "muon", "weight_decay": 0.2, "momentum": 0.7, "betas": [0.6, 0.8], "eps": 1e-3},
-    {"name": "muon", "muon_lr_ratio": 3.0, "polar": "jordan", "ns_steps": 3},
+    {"name": "muon", "muon_lr_ratio": 3.0, "polar_method": "jordan", "ns_steps": 3},
+    {"name": "scion", "polar_method": "svd"},
     {"name": "muon", "muon_lr": 0.2, "gptopt_compat": True, "ns_steps": 9},
     {"name": "scion", "weight_decay": 0.1},
     {"name": "scion", "momentum": 0.0, "muon_lr_ratio": 10.0},

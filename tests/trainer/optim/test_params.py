@@ -101,7 +101,10 @@ def test_a_missing_name_is_said() -> None:
             {"name": "muon", "muon_lr": 0.1, "muon_lr_ratio": 2.0},
             "muon_lr = 0.1; must be null where muon_lr_ratio is given",
         ),
-        ({"name": "scion", "polar": "svd"}, "polar = 'svd'; must be one of polar-express, jordan"),
+        (
+            {"name": "scion", "polar_method": "newton"},
+            "polar_method = 'newton'; must be one of polar_express, jordan, svd",
+        ),
         (
             {"name": "sgd", "backend": "triton"},
             "backend = 'triton'; must be auto or torch: sgd has no Triton kernel",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trainer.optim.polar import polar_factor, product_dtype
+from trainer.optim.svd import exact_polar_factors
 
 Method = Literal["polar-express", "jordan"]
 
@@ -84,3 +85,23 @@ def test_zero_padding_changes_nothing() -> None:
 def test_scale_does_not_matter() -> None:
     g = batch(5, 8)
     torch.testing.assert_close(polar_factor(g * 1e-12), polar_factor(g), rtol=1e-9, atol=1e-9)
+
+
+def test_exact_factors_have_singular_values_of_1_and_of_nothing_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tall, thin = torch.randn(9, 4, generator=generator), torch.randn(9, 2, generator=generator)
+    flat = thin @ torch.randn(2, 4, generator=generator)  # rank 2
+    bad = tall.clone()
+    bad[3, 1] = float("inf")
+    given = [tall, flat, torch.zeros(9, 4), bad, torch.empty(0, 3), tall.bfloat16().T]
+    ours = exact_polar_factors(given)
+    for factor, matrix, rank in zip(ours, given, (4, 2, 0), strict=False):
+        values = torch.linalg.svdvals(factor)
+        torch.testing.assert_close(values[:rank], torch.ones(rank), rtol=1e-5, atol=0)
+        assert (values[rank:] < 1e-6).all()
+        nuclear = torch.linalg.svdvals(matrix).sum()
+        torch.testing.assert_close((factor * matrix).sum(), nuclear)
+    assert ours[3].isnan().all()
+    assert ours[4].shape == (0, 3)
+    assert ours[5].dtype == torch.bfloat16
+    torch.testing.assert_close(ours[5].T.float(), ours[0], rtol=0, atol=0.02)

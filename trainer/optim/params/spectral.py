@@ -20,10 +20,10 @@ class SpectralParams(OptimizerParams):
     """Learning rate of the matrices; null takes lr * muon_lr_ratio."""
     muon_lr_ratio: float | None = None
     """Learning rate of the matrices in units of lr; null is 1. Not together with muon_lr."""
-    polar: Literal["polar-express", "jordan"] = "polar-express"
-    """The polynomials that approximate the polar factor."""
+    polar_method: Literal["polar_express", "jordan", "svd"] = "polar_express"
+    """The polynomials that approximate the polar factor; svd takes it exactly and slowly."""
     ns_steps: int = 5
-    """How many of them, each three matrix products; at least 1."""
+    """How many of them, each three matrix products; at least 1. svd needs none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,6 +36,11 @@ class SpectralParams(OptimizerParams):
             require(self.muon_lr_ratio is None, "muon_lr", self.muon_lr, alone)
             not_negative(self, "muon_lr")
             require(self.lr > 0 or self.muon_lr == 0, "lr", self.lr, "above 0 where muon_lr is")
+
+    @property
+    def polar(self) -> str:
+        """The method by the name that :func:`trainer.optim.batches.polar_factors` has for it."""
+        return self.polar_method.replace("_", "-")
 
     @property
     def matrix_scale(self) -> float:
@@ -140,7 +145,7 @@ class MuonTorchParams(SpectralParams):
     NAMES: ClassVar[tuple[str, ...]] = ("muon-torch",)
     KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
-    polar: Literal["polar-express", "jordan"] = "jordan"
+    polar_method: Literal["polar_express", "jordan", "svd"] = "jordan"
     """As above; jordan by default, which is torch's."""
     nesterov: bool = True
     """Look one step ahead in the momentum."""
@@ -165,7 +170,7 @@ class NorMuonParams(SpectralParams):
     NAMES: ClassVar[tuple[str, ...]] = ("normuon",)
     KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
-    polar: Literal["polar-express", "jordan"] = "jordan"
+    polar_method: Literal["polar_express", "jordan", "svd"] = "jordan"
     """As above; jordan by default, which is the paper's."""
     nesterov: bool = True
     """Look one step ahead in the momentum, as the authors' code does; the paper does not."""
