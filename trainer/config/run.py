@@ -16,7 +16,6 @@ from trainer.config.training import TrainingParams
 from trainer.data.sources import TOKENIZERS, count_tokens, split
 from trainer.fields import from_mapping
 from trainer.optim.params import OptimizerParams, optimizer_params
-from trainer.optim.params.rules import WIDTH_POWERS
 
 
 def _adamw() -> OptimizerParams:
@@ -72,7 +71,7 @@ class TrainConfig:
         base = self.model.enable_mup_with_base_n_embd
         key = "model.config.enable_mup_with_base_n_embd"
         name, own = self.optimizer.name, self.optimizer.mup_base_n_embd
-        known = base is None or name in WIDTH_POWERS
+        known = base is None or self.optimizer.width_powers is not None
         require(known, key, base, f"null: for {name} no rule of muP is known")
         same = base is None or own in {None, base}
         require(same, key, base, f"{own}, as optimizer.optimizer_params.mup_base_n_embd, or null")

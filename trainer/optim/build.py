@@ -27,6 +27,7 @@ _BUILDERS: dict[type[p.OptimizerParams], Callable[[nn.Module, Any], torch.optim.
     p.MomentumParams: build_momentum,
     p.AdamParams: build_adam,
     p.NAdamParams: build_nadam,
+    p.NAdamWParams: build_nadam,
     p.ScionParams: build_spectral,
     p.MuonParams: build_spectral,
     p.MuonMomoParams: build_spectral,

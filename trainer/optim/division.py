@@ -17,7 +17,7 @@ from torch import nn
 from rundir.errors import IllegalValue
 from trainer.optim.groups import names_of, output_weights, ruled_parameters, split_parameters
 from trainer.optim.params import OptimizerParams
-from trainer.optim.params.rules import NORMALIZED_DECAY, WIDTH_POWERS, GroupRule
+from trainer.optim.params.rules import GroupRule
 
 Group = dict[str, Any]
 
@@ -32,7 +32,6 @@ def divide_groups(
     """
     ruled = ruled_parameters(model, params)
     factors = width_factors(model, params)
-    decay_follows = params.name not in NORMALIZED_DECAY
     divided = []
     for group in optimizer.param_groups:
         parts: dict[tuple[int | None, float], list[nn.Parameter]] = defaultdict(list)
@@ -40,7 +39,7 @@ def divide_groups(
             parts[ruled.get(weight), factors[weight]].append(weight)
         for (number, factor), weights in parts.items():
             rule = None if number is None else params.groups[number]
-            decay = factor if decay_follows else 1.0
+            decay = 1.0 if params.normalizes_decay else factor
             divided.append(_part(group, weights, rule, factor, decay))
     optimizer.param_groups[:] = divided
 
@@ -64,10 +63,10 @@ def width_factors(model: nn.Module, params: OptimizerParams) -> dict[nn.Paramete
     """Return what muP multiplies each trainable weight's learning rate by.
 
     Weight decay is divided by it: a step then shrinks weights as much at any width, as with the
-    paper's own code. That of :data:`trainer.optim.params.rules.NORMALIZED_DECAY` is left alone.
+    paper's own code. One that the step normalizes away is left alone.
 
     Raises:
-        UserError: the model does not say how wide it is.
+        UserError: the model does not say how wide it is, or no rule is known for the optimizer.
     """
     shape = getattr(model, "config", None)
     base = params.mup_base_n_embd or getattr(shape, "enable_mup_with_base_n_embd", None)
@@ -76,8 +75,11 @@ def width_factors(model: nn.Module, params: OptimizerParams) -> dict[nn.Paramete
     width = getattr(shape, "n_embd", None)
     if not isinstance(width, int):
         raise IllegalValue("mup_base_n_embd", base, "null: the model has no config.n_embd")
+    if params.width_powers is None:
+        must = f"null: for {params.name} no rule is known"
+        raise IllegalValue("enable_mup_with_base_n_embd", base, must)
     of_matrices, of_output, of_rest = (
-        float((base / width) ** power) for power in WIDTH_POWERS[params.name]
+        float((base / width) ** power) for power in params.width_powers
     )
     factors = dict.fromkeys(names_of(model), of_rest)
     factors |= dict.fromkeys(output_weights(model), of_output)

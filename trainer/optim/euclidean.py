@@ -76,7 +76,7 @@ def build_nadam(model: nn.Module, params: NAdamParams) -> torch.optim.Optimizer:
         "eps": params.eps,
         "weight_decay": params.weight_decay,
         "momentum_decay": params.momentum_decay,
-        "decoupled_weight_decay": params.name == "nadamw",
+        "decoupled_weight_decay": not params.normalizes_decay,
     }
     if choose_backend(params.backend, weights) == "triton":
         return KernelNAdam(weights, **options, backend="triton")

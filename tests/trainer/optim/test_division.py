@@ -233,11 +233,13 @@ def test_learning_rates_follow_the_width_as_table_3_says(name: str) -> None:
     """Width 64 over base 16: Adam's hidden weights and all heads a quarter, SGD's rest 4 times."""
     found = widened(name)
     plain, less, more = (0.01, 0.3), (0.0025, 1.2), (0.04, 0.075)
+    if name == "nadamw":
+        assert widened(name, decoupled_weight_decay=False) == widened("nadam")
     if name in {"adam", "nadam"}:
         less = (0.0025, 0.3)
     if "adam" in name or name in {"ademamix", "lion", "mars", "sign-gd"}:
         assert found == {"hidden": less, "norm": plain, "embedding": plain, "output": less}
-    elif name in {"muon", "scion", "muon-momo"}:
+    elif name in {"muon", "scion", "muon-momo", "muon-torch"}:
         assert found == {"hidden": plain, "norm": plain, "embedding": plain, "output": less}
     else:
         assert found == {"hidden": plain, "norm": more, "embedding": more, "output": less}
@@ -291,6 +293,18 @@ def test_where_no_width_rule_is_known_it_is_refused(name: str) -> None:
     with pytest.raises(UserError) as caught:
         params(name, mup_base_n_embd=64)
     assert str(caught.value) == f"mup_base_n_embd = 64; must be null: for {name} no rule is known"
+
+
+def test_a_models_own_width_rule_is_refused_where_the_optimizer_has_none() -> None:
+    config = GPTConfig(n_embd=64, n_layer=1, n_head=2, enable_mup_with_base_n_embd=16)
+    model = GPT(config, context=8)
+    build_optimizer(model, params("muon-torch"))
+    for name, values in (("soap", {}), ("muon-torch", {"adjust_lr_fn": "match_rms_adamw"})):
+        with pytest.raises(UserError) as caught:
+            build_optimizer(model, params(name, **values))
+        assert str(caught.value) == (
+            f"enable_mup_with_base_n_embd = 16; must be null: for {name} no rule is known"
+        )
 
 
 def test_a_model_that_does_not_say_its_width_is_refused(net: Any) -> None:

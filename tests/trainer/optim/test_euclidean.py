@@ -32,6 +32,11 @@ CASES = [
         torch.optim.NAdam,
         {"betas": (0.8, 0.9), "momentum_decay": 0.0, "decoupled_weight_decay": True},
     ),
+    (
+        {"name": "nadamw", "betas": [0.8, 0.9], "decoupled_weight_decay": False},
+        torch.optim.NAdam,
+        {"betas": (0.8, 0.9), "momentum_decay": 0.0, "decoupled_weight_decay": False},
+    ),
 ]
 
 

@@ -102,6 +102,10 @@ def test_a_missing_name_is_said() -> None:
             "muon_lr = 0.1; must be null where muon_lr_ratio is given",
         ),
         (
+            {"name": "muon-torch", "adjust_lr_fn": "match_rms_adamw", "mup_base_n_embd": 64},
+            "mup_base_n_embd = 64; must be null: no rule is known for match_rms_adamw",
+        ),
+        (
             {"name": "scion", "polar_method": "newton"},
             "polar_method = 'newton'; must be one of polar_express, jordan, svd",
         ),

@@ -14,7 +14,13 @@ from trainer.fields import from_mapping
 from trainer.optim.params.ademamix import AdEMAMixParams
 from trainer.optim.params.base import OptimizerParams
 from trainer.optim.params.dap import DapAcceleratedParams, DapParams
-from trainer.optim.params.euclidean import AdamParams, MomentumParams, NAdamParams, SgdParams
+from trainer.optim.params.euclidean import (
+    AdamParams,
+    MomentumParams,
+    NAdamParams,
+    NAdamWParams,
+    SgdParams,
+)
 from trainer.optim.params.mars import MarsParams
 from trainer.optim.params.rules import GroupRule
 from trainer.optim.params.schedule_free import ScheduleFreeParams
@@ -47,6 +53,7 @@ __all__ = [
     "MuonParams",
     "MuonTorchParams",
     "NAdamParams",
+    "NAdamWParams",
     "NorMuonParams",
     "OptimizerParams",
     "ScheduleFreeParams",
@@ -65,6 +72,7 @@ REGISTRY: dict[str, type[OptimizerParams]] = {
         MomentumParams,
         AdamParams,
         NAdamParams,
+        NAdamWParams,
         ScionParams,
         MuonParams,
         MuonMomoParams,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from rundir.errors import require, unknown
-from trainer.optim.params.rules import WIDTH_POWERS, GroupRule
+from trainer.optim.params.rules import NORMALIZED_DECAY, WIDTH_POWERS, GroupRule
 from trainer.optim.schedule import parse_schedule
 
 
@@ -57,7 +57,17 @@ class OptimizerParams:
         base = self.mup_base_n_embd
         require(base is None or base >= 1, "mup_base_n_embd", base, "at least 1, or null")
         no_rule = f"null: for {self.name} no rule is known"
-        require(base is None or self.name in WIDTH_POWERS, "mup_base_n_embd", base, no_rule)
+        require(base is None or self.width_powers is not None, "mup_base_n_embd", base, no_rule)
+
+    @property
+    def width_powers(self) -> tuple[int, int, int] | None:
+        """How learning rates follow the model's width; None where no rule is known."""
+        return WIDTH_POWERS.get(self.name)
+
+    @property
+    def normalizes_decay(self) -> bool:
+        """Whether the size of weight_decay * W drops out of the step."""
+        return self.name in NORMALIZED_DECAY
 
 
 def not_negative(params: OptimizerParams, *names: str) -> None:

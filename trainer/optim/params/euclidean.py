@@ -58,9 +58,9 @@ class AdamParams(OptimizerParams):
 
 @dataclass(frozen=True)
 class NAdamParams(OptimizerParams):
-    """Adam with Nesterov's momentum (Dozat 2016); nadamw decouples the weight decay."""
+    """Adam with Nesterov's momentum (Dozat 2016)."""
 
-    NAMES: ClassVar[tuple[str, ...]] = ("nadam", "nadamw")
+    NAMES: ClassVar[tuple[str, ...]] = ("nadam",)
     KERNELS: ClassVar[tuple[str, ...]] = NAMES
 
     betas: tuple[float, float] = (0.95, 0.95)
@@ -75,3 +75,19 @@ class NAdamParams(OptimizerParams):
         fractions(self, "betas")
         not_negative(self, "momentum_decay")
         positive(self, "eps")
+
+
+@dataclass(frozen=True)
+class NAdamWParams(NAdamParams):
+    """The same with weight decay of its own."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("nadamw",)
+    KERNELS: ClassVar[tuple[str, ...]] = NAMES
+
+    decoupled_weight_decay: bool = True
+    """false adds weight_decay * W to the gradient, which is nadam."""
+
+    @property
+    def normalizes_decay(self) -> bool:
+        """Whether the size of weight_decay * W drops out of the step."""
+        return not self.decoupled_weight_decay

@@ -58,7 +58,7 @@ WIDTH_POWERS: dict[str, tuple[int, int, int]] = {
     **dict.fromkeys(("adam", "adamw", "nadam", "nadamw", "momo-adam", "momo-adam-star"), _ADAM),
     **dict.fromkeys(("ademamix", "mars", "schedule-free-adamw", "sign-gd", "lion"), _ADAM),
     **dict.fromkeys(("sgd", "sgd-m", "sgd-nesterov", "momo", "momo-star"), _SGD),
-    **dict.fromkeys(("muon", "scion", "muon-momo"), _SPECTRAL),
+    **dict.fromkeys(("muon", "scion", "muon-momo", "muon-torch"), _SPECTRAL),
 }
 """The powers of base / width that the learning rates of matrices, of the output layer's weight and
 of the rest are multiplied by under muP (Tensor Programs V, arXiv 2203.03466, Table 3: for a model
@@ -74,6 +74,8 @@ spectral    0         1       0     an update of fixed spectral norm changes fea
                                     at any width (arXiv 2310.17813); all else is Adam's or
                                     signs
 ==========  ========  ======  ====  ==========================================================
+
+muon-torch counts as spectral with ``adjust_lr_fn: original`` alone, which goes by a matrix's shape.
 
 An output weight that is tied to the embedding is one of the rest: Table 3 has no such weight, and
 Table 8, which allows it, wants a multiplier of 1 / fan_in in the model, which

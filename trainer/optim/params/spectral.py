@@ -158,9 +158,16 @@ class MuonTorchParams(SpectralParams):
     """Of that AdamW; above 0."""
 
     def __post_init__(self) -> None:
+        base, rule = self.mup_base_n_embd, "null: no rule is known for match_rms_adamw"
+        require(base is None or self.width_powers is not None, "mup_base_n_embd", base, rule)
         super().__post_init__()
         fractions(self, "betas")
         positive(self, "eps")
+
+    @property
+    def width_powers(self) -> tuple[int, int, int] | None:
+        """As Muon's where the rate goes by a matrix's shape, not by its size."""
+        return super().width_powers if self.adjust_lr_fn == "original" else None
 
 
 @dataclass(frozen=True)
