@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LEAST_SIDE = 256
+LEAST_SIDE = 256
 """Below it the products are faster whole: at 128 panels take 1.4 to 2 times as long."""
 _LEAST_PANEL = 128
 _MOST_PANELS = 8
@@ -34,7 +34,7 @@ def symmetric_panels(
     ``out_BMM``; a and b may not share its memory.
     """
     side = out_BMM.shape[-1]
-    panel = side if side < _LEAST_SIDE else panel_rows(side)
+    panel = side if side < LEAST_SIDE else panel_rows(side)
     for start in range(0, side, panel):
         end = min(side, start + panel)
         rows_BPK, part_BKP = a_BMK[:, start:end], b_BKM[:, :, :end]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.kernels import threads
 from trainer.optim import batches, gram_form
 from trainer.optim.batches import polar_factors
 from trainer.optim.polar import coefficients, polar_factor
@@ -36,6 +37,15 @@ def on_cuda_as_here(matrices, method="polar-express", steps=5, backend="torch"):
     return list(factors)
 
 
+@pytest.fixture(params=["plain", "gram"])
+def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form that matrices of this size have, and that of larger ones."""
+    if request.param == "gram":
+        monkeypatch.setattr(gram_form, "_LEAST_WORK", 0)
+        monkeypatch.setattr(gram_form, "LEAST_SIDE", 0)
+
+
+@pytest.mark.usefixtures("_form")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("method", ["polar-express", "jordan"])
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8])
@@ -53,6 +63,7 @@ def test_factors_agree_with_polynomials_of_the_singular_values(
         torch.testing.assert_close(one, wanted, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.usefixtures("_form")
 @pytest.mark.parametrize("number", [1, 1e2, 1e4, 1e8])
 @pytest.mark.parametrize("shape", [(48, 48), (48, 120), (150, 48)])
 @pytest.mark.parametrize("method", ["polar-express", "jordan"])
@@ -63,6 +74,17 @@ def test_fp32_holds_at_any_condition_number(
     exact = torch.from_numpy(oracle.polar(matrix.numpy(), method, 5))
     [ours] = polar_factors([matrix.float()], method, 5, gptopt_compat=False)
     assert distance(ours, exact) < 1e-4
+
+
+def test_threads_with_matrices_of_their_own_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = [random(*shape, seed=i) for i, shape in enumerate([*SHAPES, *SHAPES, (12, 40)])]
+    alone = polar_factors(matrices, "polar-express", 5, gptopt_compat=False)
+    monkeypatch.setattr(threads, "_LEAST_US", 0.0)
+    monkeypatch.setattr(threads, "_LEAST_BUSY", 0.0)
+    torch.set_num_threads(2)
+    shared = polar_factors(matrices, "polar-express", 5, gptopt_compat=False)
+    for one, other in zip(alone, shared, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_panels_and_chunks_change_nothing(
