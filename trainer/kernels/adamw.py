@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainer.kernels.adam import clipped
 from trainer.kernels.backend import Backend
+from trainer.kernels.bundles import Columns, can_bundle, step_in_bundles
 from trainer.kernels.layout import alike, laid_out_alike
 from trainer.kernels.operands import AdamWScalars, Numbers, Operands, Slot
 from trainer.kernels.plans import Plans
@@ -89,7 +90,23 @@ def _by_weight(number: float | Tensor) -> Any:
 def _adamw_step_fused(
     slots: Sequence[Slot], scalars: AdamWScalars, clip_factor: Tensor | None
 ) -> None:
-    weights, gradients, means, squares = (list(column) for column in zip(*slots, strict=True))
+    columns = [list(column) for column in zip(*slots, strict=True)]
+    if clip_factor is not None and can_bundle(columns):
+        # As they are read, into cache: a copy of all gradients takes as long as the step.
+        counts = _counts(columns[0], scalars.step)
+
+        def step(bundle: Columns, owners: list[int]) -> None:
+            _fused(bundle, [counts[owner] for owner in owners], scalars, clip_factor)
+
+        step_in_bundles(columns, step)
+    else:
+        _fused(columns, _counts(columns[0], scalars.step), scalars, clip_factor)
+
+
+def _fused(
+    columns: Columns, counts: list[Tensor], scalars: AdamWScalars, clip_factor: Tensor | None
+) -> None:
+    weights, gradients, means, squares = columns
     lr = scalars.lr
     # On CUDA torch's kernel reads its numbers as fp32.
     rate: Any = lr.float() if isinstance(lr, Tensor) and lr.is_cuda else lr
@@ -99,7 +116,7 @@ def _adamw_step_fused(
         means,
         squares,
         [],
-        _counts(weights, scalars.step),
+        counts,
         lr=rate,
         beta1=scalars.beta1,
         beta2=scalars.beta2,

@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer.kernels import Backend
 from trainer.kernels.adam import adam_step_torch
 from trainer.kernels.chunks import Plan
+from trainer.kernels.nadam import nadam_step_cpu
 from trainer.kernels.operands import Numbers, Operands, Rule
 from trainer.optim.averages import kept
 from trainer.optim.elementwise import Elementwise
@@ -116,6 +117,12 @@ class KernelNAdam(_KernelAdam, torch.optim.NAdam):
         """Build it; ``options`` are torch's."""
         super().__init__(params, **options)
         self.backend = backend
+
+    def _step_torch(self, groups: Sequence[Operands], clip_factor: Tensor | None) -> None:
+        for group, operands in zip(self.param_groups, groups, strict=True):
+            if operands.weights:
+                numbers = self._numbers(group)
+                nadam_step_cpu(self._rule(group), operands, numbers, clip_factor)
 
     def _rule(self, group: dict[str, Any]) -> Rule:
         return "nadamw" if group["decoupled_weight_decay"] else "nadam"

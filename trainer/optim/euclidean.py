@@ -1,8 +1,8 @@
 """sgd, sgd-m, sgd-nesterov, adam, adamw, nadam and nadamw: the kernels', or torch's own.
 
 All trainable parameters are one group. Without Triton it is torch's fastest form: it has fused
-steps for SGD and Adam on CPU and CUDA; NAdam steps by foreach on CUDA and tensor by tensor on a
-CPU.
+steps for SGD and Adam on CPU and CUDA. NAdam steps by torch's foreach on CUDA; on a CPU, where
+torch goes tensor by tensor, by :mod:`trainer.kernels.nadam`.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def build_nadam(model: nn.Module, params: NAdamParams) -> torch.optim.Optimizer:
     }
     if choose_backend(params.backend, weights) == "triton":
         return KernelNAdam(weights, **options, backend="triton")
+    if all(weight.device.type == "cpu" for weight in weights):
+        return KernelNAdam(weights, **options, backend="torch")
     return NAdam(weights, **options)
 
 

@@ -41,6 +41,9 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("kernels/elementwise_triton.py", "float(numbers.weight_decay)"): A_NUMBER,
     ("kernels/elementwise_triton.py", "float(numbers.beta1)"): A_NUMBER,
     ("kernels/elementwise_triton.py", "float(numbers.eps)"): A_NUMBER,
+    ("kernels/nadam.py", "float(numbers.lr)"): "on a CPU only",
+    ("kernels/nadam.py", "float(product)"): "on a CPU only",
+    ("kernels/nadam.py", "float(step)"): "on a CPU only",
     ("kernels/norm_triton.py", "float(limit)"): A_NUMBER,
     ("kernels/numbers_triton.py", "float(numbers.beta1)"): A_NUMBER,
     ("kernels/numbers_triton.py", "float(numbers.momentum_decay)"): A_NUMBER,
@@ -70,9 +73,8 @@ WITHOUT_TENSORS = {"schedule.py"}
 
 READ_ON_A_CPU: dict[str, set[str]] = {
     "dap-ns-nadam-accel": {"inverse.py _all_stopped"},
-    # Torch's own step keeps its counts on the host; on CUDA ours takes its place.
-    "nadam": {"torch.optim nadam"},
-    "nadamw": {"torch.optim nadam"},
+    "nadam": {"nadam.py nadam_step_cpu"},
+    "nadamw": {"nadam.py nadam_step_cpu"},
 }
 
 
