@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -233,9 +234,18 @@ def step_flops(name: str, shapes: Shapes, device: torch.device) -> float:
     for _ in range(2):  # a first step may set up what later ones keep
         if contender.before is not None:
             contender.before()
-        with FlopCounterMode(display=False) as counter:
+        with _one_thread(), FlopCounterMode(display=False) as counter:
             contender.step()
     return float(counter.get_total_flops()) * shapes.config.n_layer
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep a step on this thread, the only one whose operators are counted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _iterated(shapes: Shapes, device: torch.device, *, accelerated: bool) -> Builder:

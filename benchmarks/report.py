@@ -88,8 +88,10 @@ class Report:
     def write(self, table: str, out: Path) -> None:
         """Write both tables to a text file, and the JSON beside it, as ``.json``."""
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(self._text(table) + "\n", encoding="utf-8")
-        out.with_suffix(".json").write_text(json.dumps(self._record(), indent=1) + "\n")
+        record = self._record()
+        on = ", ".join(f"{name} {value}" for name, value in (machine() | self.device).items())
+        out.write_text(f"{on}\n\n{self._text(table)}\n", encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
     def _record(self) -> dict[str, object]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from math import isfinite, nan
 from statistics import fmean, median
@@ -10,6 +11,8 @@ import torch
 from clock import Clock, Timing, clock_of, copy_rate, product_rate
 from contenders import Shapes
 from report import Report
+
+_ISA = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Device:
             "copy_gb_per_s": round(self.copy / 1e9, 1),
             "product_tflop_per_s": round(self.product / 1e12, 3),
             "bf16_over_fp32": round(self.bf16, 3),
+            "instructions": _held_back(),
         }
 
 
@@ -183,6 +187,11 @@ class Missing:
         """Add a figure without a value."""
         name = f"{self.shapes.key}.{self.name}.ratio"
         report.add(name, nan, self.reason, least=0.0 if self.failed else self.least)
+
+
+def _held_back() -> str:
+    """Return what the environment tells torch's libraries not to use."""
+    return " ".join(f"{name}={os.environ[name]}" for name in _ISA if name in os.environ) or "all"
 
 
 def _told(value: float) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from trainer import GPTConfig
+from trainer.kernels import threads
 from trainer.optim.params import REGISTRY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,10 +23,10 @@ SMALL = GPTConfig(n_embd=16, n_layer=2, n_head=2, vocab_size=32)
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -101,6 +102,16 @@ def test_a_polar_factor_s_products_are_counted_once_for_each_block(bench):
     assert bench.contenders.step_flops("adamw", shapes, CPU) == 0
 
 
+def test_products_are_counted_however_many_threads_share_them(bench, monkeypatch):
+    monkeypatch.setattr(threads, "_LEAST_US", 0.0)
+    monkeypatch.setattr(threads, "_LEAST_BUSY", 0.0)
+    shapes = bench.contenders.Shapes("nano", SMALL)
+    alone = bench.contenders.step_flops("muon", shapes, CPU)
+    torch.set_num_threads(2)
+    assert bench.contenders.step_flops("muon", shapes, CPU) == alone
+    assert torch.get_num_threads() == 2
+
+
 def test_sides_take_turns_and_the_first_turn_is_not_kept(bench):
     order = []
     ours, theirs = (bench.clock.Side(lambda name=name: order.append(name)) for name in "ab")
@@ -127,7 +138,10 @@ def test_a_report_ends_in_a_line_of_json_and_fails_outside_its_budget(bench, cap
     assert record["machine"]["device"] == "d"
     assert json.loads((tmp_path / "d" / "m-b.json").read_text()) == record
     text = (tmp_path / "d" / "m-b.txt").read_text()
-    assert text.startswith("rows\n")
+    on, _, rest = text.partition("\n\n")
+    assert on.endswith(", device d")
+    assert "load_1min " in on
+    assert rest.startswith("rows\n")
     assert "MISSED" in text
     assert "aside.ms" not in text
 
@@ -140,6 +154,7 @@ def test_a_report_ends_in_a_line_of_json_and_fails_outside_its_budget(bench, cap
         ("cuda", "muon", "gpt-medium", 24, 1.3),
         ("cuda", "muon", "gpt-small", 2, None),
         ("cuda", "dap-ns-nadam", "gpt-small", 12, 5.0),
+        ("cuda", "dap-ns-nadam", "gpt-tiny", 2, None),
         ("cpu", "adamw", "gpt-tiny", 2, None),
         ("cpu", "adamw+clip", "gpt-tiny", 2, 1.0),
         ("cpu", "lion", "gpt-tiny", 2, None),
