@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rundir.errors import IllegalValue
 from trainer.kernels.layout import alike, laid_out_alike
 from trainer.optim.averages import restored
 from trainer.optim.copied import Copied
@@ -34,6 +35,24 @@ class FoldsClip(Copied):
                     self.state[weight][key] = restored(
                         saved[key], weight, self.OWN_TYPES[key], self._place(group, weight)
                     )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add weights with numbers of their own.
+
+        Raises:
+            UserError: they are to move as matrices, and one has not two dimensions.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        odd = next((weight for weight in group["params"] if weight.ndim != 2), None)
+        if odd is not None and self._moves_matrices(group):
+            self.param_groups.pop()
+            must = "of 2 dimensions: its group moves as matrices do"
+            raise IllegalValue("a weight's shape", list(odd.shape), must)
+
+    def _moves_matrices(self, group: dict[str, Any]) -> bool:  # noqa: ARG002
+        """Whether a group's weights must have two dimensions."""
+        return False
 
     def forget(self) -> None:
         """Drop what was gathered for a step that is not taken."""

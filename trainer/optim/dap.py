@@ -117,6 +117,9 @@ class Dap(CountsSteps):
         self.forget()
         return loss
 
+    def _moves_matrices(self, group: dict[str, Any]) -> bool:
+        return bool(group["preconditioned"])
+
     def _parts(self) -> list[_Part]:
         """Return what the step moves, once nothing can refuse it any more."""
         parts: list[_Part] = []

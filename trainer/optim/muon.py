@@ -77,6 +77,9 @@ class Muon(FoldsClip):
                 self._step_rest(group, weights, clip_factor)
         return loss
 
+    def _moves_matrices(self, group: dict[str, Any]) -> bool:
+        return bool(group["norm"] == "spectral")
+
     def _step_matrices(
         self, group: dict[str, Any], weights: list[Tensor], clip_factor: Tensor | None
     ) -> None:

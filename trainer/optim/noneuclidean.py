@@ -158,6 +158,9 @@ class SpectralDescent(FoldsClip):
         super().add_param_group(param_group)
         self._plans.forget()
 
+    def _moves_matrices(self, group: dict[str, Any]) -> bool:
+        return bool(group["norm"] == "spectral")
+
     def _loss(self, closure: Callable[[], Any] | None) -> Any:
         if self._bound is not None:
             return closure_loss(closure, self._name)

@@ -119,6 +119,9 @@ class Soap(CountedOptimizer):
             for members in _by_shape(weights):
                 self._refresh(members)
 
+    def _moves_matrices(self, group: dict[str, Any]) -> bool:
+        return bool(group["rotated"])
+
     def _look_where_to_count(
         self,
         group: dict[str, Any],  # noqa: ARG002 - a lr on the device is no reason not to count here

@@ -18,11 +18,22 @@ def random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def trained(model: nn.Module, backend: str, *, device_counts: bool) -> nn.Module:
+def built(model: nn.Module, backend: str) -> Any:
     params = optimizer_params({"name": "soap", "backend": backend, **VALUES}, "")
     optimizer: Any = build_optimizer(model, params)
     assert optimizer._backend == backend
+    return optimizer
+
+
+def trained(
+    model: nn.Module, backend: str, *, device_counts: bool = False, then: str | None = None
+) -> nn.Module:
+    optimizer = built(model, backend)
     for step in range(6):
+        if then is not None and step == 3:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = built(model, then)
+            optimizer.load_state_dict(saved)
         for i, weight in enumerate(model.parameters()):
             absent = i == 2 and step == 1
             weight.grad = None if absent else random(tuple(weight.shape), 10 * step + i)
@@ -45,4 +56,15 @@ def test_the_kernels_steps_agree_with_torchs(device_counts: bool) -> None:
     twin = trained(copy.deepcopy(model), "torch", device_counts=device_counts)
     ours = trained(model, "triton", device_counts=device_counts)
     for weight, expected in zip(ours.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(("first", "then"), [("torch", "triton"), ("triton", "torch")])
+def test_either_backend_goes_on_from_the_others_state(first: str, then: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 31), nn.Linear(31, 5))
+    twin = trained(copy.deepcopy(model), "torch")
+    for weight, expected in zip(
+        trained(model, first, then=then).parameters(), twin.parameters(), strict=True
+    ):
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=2e-6)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rundir import UserError
-from trainer.optim import optimizer_params
+from trainer.optim import build_optimizer, optimizer_params
 from trainer.optim.groups import ruled_parameters, split_parameters
 from trainer.optim.params import OptimizerParams
 
@@ -18,6 +18,25 @@ def params(*rules: dict[str, Any], name: str = "muon") -> OptimizerParams:
 
 def layers(**modules: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict(modules)
+
+
+MATRIX = ("muon", "muonmax-momo", "muon-torch", "normuon", "soap", "dap-ns-nadam")
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_weights_of_three_dimensions_are_refused_in_a_group_of_matrices(
+    net: Any, name: str
+) -> None:
+    optimizer = build_optimizer(net, optimizer_params({"name": name}, ""))
+    matrices = optimizer.param_groups[0]
+    convolution = nn.Parameter(torch.zeros(4, 3, 2))
+    with pytest.raises(UserError) as caught:
+        optimizer.add_param_group({**matrices, "params": [convolution]})
+    assert str(caught.value) == (
+        "a weight's shape = [4, 3, 2]; must be of 2 dimensions: its group moves as matrices do"
+    )
+    held = [weight for group in optimizer.param_groups for weight in group["params"]]
+    assert all(weight is not convolution for weight in held)
 
 
 def test_matrices_are_two_dimensional_and_no_embeddings(net: Any) -> None:

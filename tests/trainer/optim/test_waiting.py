@@ -66,7 +66,12 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("optim/inverse.py", "bool(moving.any())"): "on a CPU only",
     ("optim/moments.py", "int(self._part * here * world)"): "of numbers and shapes",
     ("optim/noneuclidean.py", "bool(self.group['norm'] == 'spectral')"): "of two texts",
+    ("optim/dap.py", "bool(group['preconditioned'])"): BEFORE_STEPS,
+    ("optim/muon.py", "bool(group['norm'] == 'spectral')"): BEFORE_STEPS,
+    ("optim/noneuclidean.py", "bool(group['norm'] == 'spectral')"): BEFORE_STEPS,
     ("optim/noneuclidean.py", "float(part.group['scale'])"): A_NUMBER,
+    ("optim/soap.py", "bool(self.state.get(weight))"): "whether a dictionary holds something",
+    ("optim/soap.py", "bool(group['rotated'])"): BEFORE_STEPS,
     ("optim/gram.py", "int(part)"): "of a version's text",
 }
 WITHOUT_TENSORS = {"schedule.py"}
