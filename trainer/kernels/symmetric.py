@@ -71,8 +71,7 @@ def symmetric_product(
     batch, rows, _ = x_BMN.shape
     if out is None:
         out = x_BMN.new_empty(batch, rows, rows)
-    faster = backend == "auto" and _triton_is_faster(x_BMN, has_plus=plus is not None)
-    if faster or backend == "triton":
+    if uses_triton(x_BMN, has_plus=plus is not None, backend=backend):
         from trainer.kernels.symmetric_triton import symmetric_product_triton
 
         symmetric_product_triton(x_BMN, plus, out, alpha, beta, diagonal)
@@ -85,6 +84,13 @@ def symmetric_product(
     if diagonal:
         out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
     return out
+
+
+def uses_triton(x_BMN: Tensor, *, has_plus: bool, backend: Choice) -> bool:
+    """Whether :func:`symmetric_product` takes the kernel for this ``x_BMN``."""
+    if backend == "auto":
+        return _triton_is_faster(x_BMN, has_plus=has_plus)
+    return backend == "triton"
 
 
 def _symmetric_product_torch(

@@ -164,8 +164,9 @@ def _write_on_cuda(
     for start in range(0, count, chunk):
         now = min(chunk, count - start)
         # Each time: a matrix that is not finite leaves no zeros here.
-        if padded != (rows, columns):
+        if padded[0] != rows:
             x_BMN[:now, rows:].zero_()
+        if padded[1] != columns:
             x_BMN[:now, :, columns:].zero_()
         inner_BMN = x_BMN[:now, :rows, :columns]
         torch._foreach_copy_(list(inner_BMN.unbind()), matrices[start : start + now])

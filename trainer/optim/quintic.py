@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.kernels.symmetric import Choice, symmetric_product
+from trainer.kernels.symmetric import Choice, symmetric_product, uses_triton
 
 SQUARES = 2
 """Tensors (B, M, M) that the steps work in."""
@@ -42,6 +42,9 @@ def quintic_form(
     """
     tall = x_BMN.shape[1] > x_BMN.shape[2]
     a_BMM, p_BMM = squares_BMM
+    wide_BMN = x_BMN.mT if tall else x_BMN
+    if not any(uses_triton(wide_BMN, has_plus=plus, backend=backend) for plus in (False, True)):
+        return _by_torch(x_BMN, y_BMN, a_BMM, p_BMM, coefficients)
     for a, b, c in coefficients:
         symmetric_product(x_BMN.mT if tall else x_BMN, out=a_BMM, backend=backend)
         symmetric_product(
@@ -51,3 +54,30 @@ def quintic_form(
         torch.bmm(left, right, out=y_BMN)
         x_BMN, y_BMN = y_BMN, x_BMN
     return x_BMN
+
+
+def _by_torch(
+    x_BMN: Tensor,
+    y_BMN: Tensor,
+    a_BMM: Tensor,
+    p_BMM: Tensor,
+    coefficients: Sequence[tuple[float, float, float]],
+) -> Tensor:
+    """As above by whole products; what small ones take is the host's time, so views are made once.
+
+    Four calls a step.
+    """
+    tall = x_BMN.shape[1] > x_BMN.shape[2]
+    diagonal_BM = p_BMM.diagonal(dim1=-2, dim2=-1)
+    # What the square and the last product multiply, and where the latter goes.
+    turns = [
+        (*((x.mT, x) if tall else (x, x.mT)), *((x, p_BMM) if tall else (p_BMM, x)), y)
+        for x, y in ((x_BMN, y_BMN), (y_BMN, x_BMN))
+    ]
+    for step, (a, b, c) in enumerate(coefficients):
+        first, second, left, right, out_BMN = turns[step % 2]
+        torch.bmm(first, second, out=a_BMM)
+        torch.baddbmm(a_BMM, a_BMM, a_BMM, beta=b, alpha=c, out=p_BMM)
+        diagonal_BM.add_(a)
+        torch.bmm(left, right, out=out_BMN)
+    return y_BMN if len(coefficients) % 2 else x_BMN
