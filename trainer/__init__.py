@@ -1,10 +1,9 @@
 """The trainer: GPT models, data, optimizers and the loop that joins them.
 
-    from rundir import Run
     from trainer import TrainConfig, TrainingParams, train
 
-    with Run("somewhere") as run:
-        train(TrainConfig(training=TrainingParams(max_steps=100)), run)
+    result = train(TrainConfig(training=TrainingParams(max_steps=100)), "some/directory")
+    print(result.val_loss)
 
 Importing the package, and :func:`check`, load neither torch nor numpy.
 """
@@ -13,15 +12,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rundir import Run
 from trainer.config import DatasetConfig, GPTConfig, LoggingParams, TrainConfig, TrainingParams
+from trainer.result import Result
 
 __all__ = [
     "DatasetConfig",
     "GPTConfig",
     "LoggingParams",
+    "Result",
     "TrainConfig",
     "TrainingParams",
     "check",
@@ -52,7 +54,7 @@ def run(config: Mapping[str, Any], run: Run) -> None:
         Diverged: the loss is not finite.
         Preempted: a stop was requested; the checkpoint is written.
     """
-    train(TrainConfig.from_mapping(config), run)
+    _train(TrainConfig.from_mapping(config), run)
 
 
 def preload() -> None:
@@ -70,8 +72,28 @@ def preload() -> None:
     spare_dynamo()
 
 
-def train(config: TrainConfig, run: Run) -> None:
-    """Train one model, from the newest good checkpoint of ``run`` on; errors as in :func:`run`."""
+def train(config: TrainConfig, run: Run | Path | str) -> Result:
+    """Train one model, from the newest good checkpoint in the run's directory on.
+
+    Args:
+        config: what to train, on what, and how.
+        run: the engine's handle of the run, or a directory of one's own: it is created if needed,
+            and gets what a run of the engine gets.
+
+    Raises:
+        UserError: the configuration cannot train, or not on this machine.
+        Diverged: the loss is not finite.
+        Preempted: a stop was requested; the checkpoint is written.
+    """
+    if isinstance(run, Run):
+        _train(config, run)
+        return Result.of(run.path)
+    with Run(run) as own:
+        _train(config, own)
+    return Result.of(own.path)
+
+
+def _train(config: TrainConfig, run: Run) -> None:
     preload()
     from trainer.loop import train as train_now  # here, so that torch loads only when training
 

@@ -13,6 +13,7 @@ from trainer.keeper import Keeper
 from trainer.loggers import Relay, relaying
 from trainer.model import flops_per_token, parameter_count
 from trainer.parallel import joined
+from trainer.profiling import Stepper, profiling
 from trainer.throughput import Pace, peak_flops, peak_memory
 from trainer.training import Training, Update
 
@@ -41,17 +42,29 @@ def _train(config: TrainConfig, run: Run, training: Training) -> None:
     keeper = Keeper(training, run)
     step = keeper.resume()
     _introduce(config, training, step, run.threads)
-    with relaying(config, run, step) as records:
-        _Loop(config, run, training, keeper, records).run(step)
+    # Rank 0's steps stand for all.
+    profiled = 0 if run.rank else config.training.profile_steps
+    with (
+        relaying(config, run, step) as records,
+        profiling(profiled, run.path, training.device) as profile,
+    ):
+        _Loop(config, run, training, keeper, records, profile).run(step)
 
 
 class _Loop:
     """The steps of one attempt."""
 
     def __init__(
-        self, config: TrainConfig, run: Run, training: Training, keeper: Keeper, records: Relay
+        self,
+        config: TrainConfig,
+        run: Run,
+        training: Training,
+        keeper: Keeper,
+        records: Relay,
+        profile: Stepper,
     ) -> None:
         self._run, self._training, self._keeper, self._records = run, training, keeper, records
+        self._profile = profile
         self._total = training.total_steps
         self._due = _Due.of(config, self._total)
         self._pace = _pace(config, training)
@@ -77,6 +90,7 @@ class _Loop:
             if due.save(step):
                 with pace.paused():
                     self._keeper.save(step)
+            self._profile.step()
 
     def _stop_if_asked(self, step: int) -> None:
         stop = self._training.ranks.agreed(self._run.stop_requested)

@@ -69,6 +69,7 @@ class Training:
             corpus.train, params.context_length, config.seed, rank=ranks.rank, world=ranks.size
         )
         self.model = GPT(config.model, params.context_length).to(device)
+        self.model.activation_checkpointing = params.activation_checkpointing
         self.optimizer = self._built_optimizer()
         self._averaging = ranks.averaging(self.model)
         self._forward = self._compiled(self.model)

@@ -310,23 +310,61 @@ def test_what_a_cpu_does_not_do_is_said_once(
     ]
 
 
-def test_a_notebook_needs_five_lines(tmp_path: Path) -> None:
-    from trainer import DatasetConfig, GPTConfig, TrainConfig, TrainingParams, train
+FIVE_LINES = """
+from trainer import GPTConfig, TrainConfig, TrainingParams, train
+model = GPTConfig(n_embd=16, n_layer=1, n_head=2)
+steps = TrainingParams(tokens_processed=64, batch_size=4, context_length=16, max_steps=12)
+result = train(TrainConfig(model=model, training=steps), "some/place")
+print(result.directory, result.step, result.val_loss, result.best_val_loss, result.best_step)
+import sys
+assert not {"hydra", "omegaconf"} & set(sys.modules)
+"""
 
-    config = TrainConfig(
-        model=GPTConfig(n_embd=16, n_layer=1, n_head=2),
-        data=DatasetConfig(),
-        training=TrainingParams(
-            tokens_processed=64,
-            batch_size=4,
-            context_length=16,
-            val_tokens_processed=64,
-            max_steps=2,
-        ),
-    )
-    with Run(tmp_path, threads=1) as run:
-        train(config, run)
-    assert ("val", 2) in curve(tmp_path)
+
+def test_a_notebook_needs_five_lines_and_no_hydra(tmp_path: Path) -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", FIVE_LINES],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(trainer.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert said[0] == said[1], "the second time there was nothing left to do"
+    losses = curve(tmp_path / "some/place")
+    val = {step: loss for (stream, step), loss in losses.items() if stream == "val"}
+    best = min(val, key=lambda step: val[step])
+    assert said[0] == ["some/place", "12", str(val[12]), str(val[best]), str(best)]
+    assert {
+        record["attempt"] for record in iter_metrics(tmp_path / "some/place/metrics.jsonl")
+    } == {1}
+
+
+def test_recomputed_activations_change_no_bit(
+    tiny: Mapping, change: Change, tmp_path: Path
+) -> None:
+    kept = trained(tiny, tmp_path / "a")
+    change(tiny, training__training_params__activation_checkpointing=True)
+    assert trained(tiny, tmp_path / "b") == kept
+
+
+def test_profiled_steps_are_in_a_trace_and_a_table(
+    tiny: Mapping, change: Change, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = trained(tiny, tmp_path / "a")
+    change(tiny, training__training_params__profile_steps=2)
+    with caplog.at_level(logging.INFO, logger="trainer.profiling"):
+        assert trained(tiny, tmp_path / "b") == plain
+    trace = json.loads((tmp_path / "b" / "profile" / "trace.json").read_text())
+    named = [event["name"] for event in trace["traceEvents"] if "name" in event]
+    assert sum(name.startswith("ProfilerStep#") for name in named) == 2
+    assert "aten::mm" in named
+    (said,) = caplog.messages
+    assert said.startswith("2 steps profiled, see ")
+    assert "aten::mm" in said
 
 
 def test_data_that_only_tokenizing_can_measure_is_checked_before_the_first_step(

@@ -34,8 +34,14 @@ class TrainingParams:
     device in every step."""
     compile: bool = False
     """torch.compile the model; a CPU needs a C++ compiler for it. Runs share what was compiled."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and compute the block again in backward: less memory, a third
+    more work."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time; an operation without one ends the run."""
+    profile_steps: int = 0
+    """Steps to record with torch.profiler once three are done: profile/trace.json, and a table in
+    the log; 0 records none."""
     max_steps: int | None = None
     """Optimizer steps to train, however many passes that is; null trains num_epochs passes."""
     non_finite: Literal["diverge", "skip"] = "diverge"
@@ -56,6 +62,7 @@ class TrainingParams:
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.gradnorm >= 0, "gradnorm", self.gradnorm, "at least 0 (0 does not clip)")
+        require(self.profile_steps >= 0, "profile_steps", self.profile_steps, "at least 0")
         at_least_one = self.max_steps is None or self.max_steps >= 1
         require(at_least_one, "max_steps", self.max_steps, "at least 1, or null")
         batch = self.batch_size * self.context_length
