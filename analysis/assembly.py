@@ -107,7 +107,7 @@ def remaining_problems(
     read = {run for result in built for run in result.sources}
     restarted = {run for result in built for run in result.restarted}
     problems = []
-    for row in read_problems(store).to_pylist() if old.generation else []:
+    for row in read_problems(store).to_pylist() if old.problems_file else []:
         problem = Problem(**row)
         current = problem.run not in read or (
             problem.kind == "line" and problem.run not in restarted

@@ -22,7 +22,14 @@ from analysis.bucket import Built, Job, build
 from analysis.discovery import DEFAULT_ROOTS, Discovery, Found, below, default_roots, discover
 from analysis.manifest import PLANNED, Manifest, NewerStoreError, Source, StoreError
 from analysis.problems import SCHEMA
-from analysis.store import RUNS, problems_file, read_problems, remove_rubbish, write_part
+from analysis.store import (
+    RUNS,
+    latest_generation,
+    problems_file,
+    read_problems,
+    remove_rubbish,
+    write_part,
+)
 from rundir.errors import UserError
 from rundir.files import METRICS_FILE
 
@@ -136,7 +143,9 @@ def _load_or_new(store: Path) -> Manifest:
     except NewerStoreError:
         raise
     except StoreError:
-        return Manifest()
+        # Names that were never used: until the new manifest is in place, whatever the old one, or
+        # a reader at work, still refers to stays as it is.
+        return Manifest(latest_generation(store))
 
 
 def _compare(manifest: Manifest, found: Discovery, scanned: list[str]) -> _Changes:
@@ -164,7 +173,7 @@ def _compare(manifest: Manifest, found: Discovery, scanned: list[str]) -> _Chang
     plans = {p: s for p, s in manifest.plans.items() if not below(p, scanned)} | found.plans
     nothing = not (fresh or changed or gone) and plans == manifest.plans and not hidden
     fresh.sort(key=lambda here: here.run)
-    return _Changes(fresh, changed, unchanged, gone, plans, nothing and manifest.generation > 0)
+    return _Changes(fresh, changed, unchanged, gone, plans, nothing and bool(manifest.sources_file))
 
 
 def _update(

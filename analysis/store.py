@@ -7,6 +7,7 @@ names it; the next collect deletes the others.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ ROWS_PER_GROUP = 1 << 17
 RUNS = "runs"
 
 _TRIES = 5
+_GENERATION = re.compile(r"-t?(\d+)(?=[-.])")
 
 
 def history_table(stream: str) -> str:
@@ -66,6 +68,8 @@ def write_part(path: Path, table: pa.Table) -> None:
             use_dictionary=text,
             column_encoding=encodings or None,
             row_group_size=ROWS_PER_GROUP,
+            # Without Arrow's own schema every reader sees text as text, not some as categories.
+            store_schema=False,
         )
 
 
@@ -134,6 +138,12 @@ def remove_rubbish(store: Path, manifest: Manifest) -> None:
     for path in {path for pattern in patterns for path in store.glob(pattern)}:
         if path.relative_to(store).as_posix() not in live:
             path.unlink(missing_ok=True)
+
+
+def latest_generation(store: Path) -> int:
+    """Return the highest generation that any file of the store bears in its name; 0 without any."""
+    names = (path.name for path in store.glob("**/*-[0-9t]*.*"))
+    return max((int(n) for name in names for n in _GENERATION.findall(name)), default=0)
 
 
 def _concatenated(store: Path, parts: list[Part], wanted: Mapping[str, Kind]) -> pa.Table:

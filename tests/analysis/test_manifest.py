@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -58,3 +60,34 @@ def test_a_collector_that_may_wait_goes_on_when_the_other_ends(run_maker, capsys
         assert collect().unchanged == 1
     holder = f"process {os.getpid()} on {os.uname().nodename}"
     assert capsys.readouterr().err == f"waiting for {holder}, which is collecting into store\n"
+
+
+def test_two_collectors_at_once_both_end_with_the_whole_store(run_maker) -> None:
+    for number in range(20):
+        run_maker(f"r{number}")
+    command = [sys.executable, "-m", "analysis", "collect"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    both = [
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum("20 new" in text for text in told) == 1
+    assert sum("20 unchanged" in text for text in told) == 1
+    assert len(runs()) == 20
+
+
+def test_a_rebuild_writes_over_no_file_of_the_damaged_store(run_maker) -> None:
+    run_maker("a")
+    collect()
+    part = next(Path("store/history/train").iterdir())
+    content = part.read_bytes()
+    next(Path("store").glob("sources-*.json")).unlink()
+    keep = part.with_name("kept.link")
+    keep.hardlink_to(part)
+    assert collect().new == 1
+    assert not part.exists()
+    assert keep.read_bytes() == content
+    assert len(runs()) == 1
+    assert collect().unchanged == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -84,3 +85,36 @@ def test_a_record_gives_versions_and_what_the_last_attempt_ran_on(place: Path, b
     row = runs(all_columns=True).iloc[0]
     assert (row["python"], json.loads(row["packages"])) == ("3.11.9", {"torch": "2.9"})
     assert (row["host"], row["threads"], row["job"], row["attempts"]) == ("node7", 4, "12", 2)
+
+
+TRAP = b"cos\nsystem\n(S'touch executed'\ntR."
+"""A pickle that runs a command when it is loaded."""
+
+
+def test_what_lies_in_a_run_directory_is_neither_run_nor_followed(place: Path, bare) -> None:
+    outside = place / "outside"
+    (outside / "secret").mkdir(parents=True)
+    (outside / "secret/run.json").write_text('{"name": "secret"}')
+    directory = bare("outputs/a", run_json='{"name": "../../up", "sweep": "../../../sweep"}')
+    for name in ("checkpoint.pt", "checkpoints/x.pkl", "results-1.pickle", "data.npy"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(TRAP)
+    (directory / "inner").symlink_to(outside, target_is_directory=True)
+    (directory / "metrics.jsonl").symlink_to(outside / "secret/run.json")
+    (place / "outputs/linked").symlink_to(outside / "secret", target_is_directory=True)
+    linked = bare("outputs/b", status_json="{}")
+    (linked / ".hydra").symlink_to(outside, target_is_directory=True)
+    os.mkfifo(linked / "metrics.jsonl")
+    bare("outputs/c", **{".hydra__config_yaml": "!!python/object/new:os.system [touch executed]"})
+    (place / "outputs/c/adamw-1.json").symlink_to("/etc/passwd")
+    before = {path: path.lstat().st_mtime_ns for path in place.rglob("*")}
+    collect()
+    after = {path: path.lstat().st_mtime_ns for path in place.rglob("*")}
+    written = {path for path in after if before.get(path) != after[path]}
+    assert {path.relative_to(place).parts[0] for path in written} == {"store"}
+    assert runs()["run"].tolist() == ["outputs/a", "outputs/b", "outputs/c"]
+    assert not any("secret" in str(value) for value in runs(all_columns=True).iloc[0])
+    refused = [(r["run"], r["file"]) for r in read_problems(Path("store")).to_pylist()]
+    assert ("outputs/a", "metrics.jsonl") in refused
+    assert ("outputs/b", "metrics.jsonl") in refused
+    assert ("outputs/c", "adamw-1.json") in refused
