@@ -46,6 +46,8 @@ demo-slurm: .venv/.base slurm ## the same sweep as jobs of a private SLURM, star
 test: check ## check, then every test
 	$(heading) 'slurm: set up'
 	@tests/slurm/install.sh || [ -z "$$CI" ]
+	$(heading) 'browser: set up'
+	@tests/browser/install.sh || [ -z "$$CI" ]
 	$(heading) 'pytest'
 	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 

@@ -56,7 +56,12 @@ function listen(chart) {
   });
   on("plotly_unhover", hideTip);
   on("plotly_click", ({ points }) => chart.drawn?.click?.(points[0]));
-  on("plotly_selected", (found) => found?.range && chart.drawn?.selected?.(found.range));
+  let pressed = 0;
+  chart.node.addEventListener("pointerdown", (event) => {
+    const box = chart.node.querySelector(".nsewdrag")?.getBoundingClientRect();
+    if (box) pressed = (event.clientX - box.x) / box.width;
+  }, true);
+  on("plotly_selected", (found) => found?.range && chart.drawn?.selected?.(found.range, pressed));
 }
 
 function layoutOf() {

@@ -26,11 +26,25 @@ function startFilter() {
   filterInput.addEventListener("input", apply);
   fill("filterbar", el("div", { class: "line" }, filterInput, count, clear), wrong,
     el("span", { class: "hint" }, `Words and comparisons, all of which must hold, e.g. ${examples.join("  ")}. Table, curves, heatmap and parallel coordinates follow it.`));
-  if (view.filter) apply();
-  else fill(count, plural(runCount, "run"));
+  apply();
+}
+
+/** Show the view that the address, changed by the reader, asks for. */
+function followAddress() {
+  readAddress();
+  hiddenGroups.clear();
+  hiddenRates.clear();
+  ratesTouched = false;
+  brushes.clear();
+  startFilter();
+  drawCurveControls();
+  drawSettingControls();
+  drawColumnMenu();
+  choose({ ...view });
 }
 
 function start() {
+  byId("scriptless").remove();
   fill("nav", SECTIONS.map(([id, name]) => el("a", { href: `#${id}`, onclick: (event) => { event.preventDefault(); byId(id).scrollIntoView(); } }, name)));
   startFilter();
   drawTiles();
@@ -48,6 +62,8 @@ function start() {
   dark.addEventListener("change", () => { drawTiles(); drawCompare(); drawProblems(); });
   byId("details").addEventListener("click", (event) => { if (event.target === byId("details")) byId("details").close(); });
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  // A section's own address, as that of the link to the report's beginning, holds no choices.
+  addEventListener("hashchange", () => { if (!location.hash || location.hash.includes("=")) followAddress(); });
   // Plotly's script comes after this one.
   document.addEventListener("DOMContentLoaded", startCharts);
 }

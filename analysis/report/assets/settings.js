@@ -248,6 +248,9 @@ function drawParallel() {
     const part = shade / (SHADES - 1);
     add(all.filter((i) => inside[i] && mine(i)), { color: amount(dark.matches ? 1 - part : part) }, opacity);
   }
+  // Plotly lets a range be dragged only where there are markers.
+  traces.push({ x: axes.map((_, k) => k), y: axes.map(() => 0.5), mode: "markers", type: "scatter", marker: { opacity: 0 }, hoverinfo: "skip" });
+  owners.push(axes.map(() => null));
   byId("parallel-chart").style.minWidth = `${96 * axes.length}px`;
   noteParallel(axes, ranges, runs.filter((_, i) => inside[i]));
   const tick = (k, [height, text]) => ({ x: k, y: height, text: escaped(text), showarrow: false, xanchor: k ? "left" : "right", xshift: k ? 6 : -6, font: { size: 11, color: ink("soft") }, bgcolor: ink("card"), opacity: 0.88, borderpad: 1 });
@@ -267,11 +270,14 @@ function drawParallel() {
       highlight(run);
       return [labelOf(run), [[column.label, shown(column, column.values[run])], ["state", stateColumn.values[run] ?? "unknown"]]];
     },
-    click: (point) => showDetails(owners[point.curveNumber][point.pointNumber]),
-    selected: ({ x, y }) => {
-      const within = axes.map((_, k) => k).filter((k) => k >= Math.min(...x) && k <= Math.max(...x));
-      const middle = Math.min(axes.length - 1, Math.max(0, Math.round((x[0] + x[1]) / 2)));
-      for (const k of within.length ? within : [middle]) brushes.set(axes[k].label, [Math.min(...y), Math.max(...y)]);
+    click: (point) => {
+      const run = owners[point.curveNumber][point.pointNumber];
+      if (run !== null) showDetails(run);
+    },
+    // A narrow drag chooses across the whole width, so the axis is the one that was pressed.
+    selected: ({ y }, pressed) => {
+      const k = Math.min(axes.length - 1, Math.max(0, Math.round(pressed * (axes.length - 0.96) - 0.02)));
+      brushes.set(axes[k].label, [Math.min(...y), Math.max(...y)]);
       refresh(parallelChart);
     },
   };

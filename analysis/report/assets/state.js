@@ -5,7 +5,13 @@ const defaults = {
   colour: "", rate: measure ?? "", hx: "", hy: "", hm: measure ?? "", pm: measure ?? "", a: "", b: "", columns: "",
 };
 const view = { ...defaults };
-for (const [key, value] of new URLSearchParams(location.hash.slice(1))) if (key in defaults) view[key] = value;
+readAddress();
+
+/** Take the choices from the address; what it does not name is as at first. */
+function readAddress() {
+  Object.assign(view, defaults);
+  for (const [key, value] of new URLSearchParams(location.hash.slice(1))) if (key in defaults) view[key] = value;
+}
 
 const listeners = [];
 /** The runs that the filter lets through. */
