@@ -16,12 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from rundir import Run
-from trainer.config import DatasetConfig, GPTConfig, LoggingParams, TrainConfig, TrainingParams
+from trainer.config import (
+    DatasetConfig,
+    GPTConfig,
+    HuggingFaceConfig,
+    LoggingParams,
+    TrainConfig,
+    TrainingParams,
+)
 from trainer.result import Result
 
 __all__ = [
     "DatasetConfig",
     "GPTConfig",
+    "HuggingFaceConfig",
     "LoggingParams",
     "Result",
     "TrainConfig",

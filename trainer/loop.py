@@ -11,7 +11,6 @@ from rundir import Diverged, Preempted, Run
 from trainer.config import TrainConfig
 from trainer.keeper import Keeper
 from trainer.loggers import Relay, relaying
-from trainer.model import flops_per_token, parameter_count
 from trainer.parallel import joined
 from trainer.profiling import Stepper, profiling
 from trainer.throughput import Pace, peak_flops, peak_memory
@@ -127,8 +126,8 @@ def _introduce(config: TrainConfig, training: Training, step: int, threads: int)
         "%s: %d parameters, %.1f MFLOPs a token; %d training tokens; "
         "rank %d of %d on %s, %d threads; step %d of %d",
         config.model_name,
-        parameter_count(config.model),
-        flops_per_token(config.model, context) / 1e6,
+        training.model.parameter_count,
+        training.model.flops_per_token(context) / 1e6,
         training.train_tokens,
         training.ranks.rank,
         training.ranks.size,
@@ -143,7 +142,7 @@ def _pace(config: TrainConfig, training: Training) -> Pace:
     peak = peak_flops(training.device)
     return Pace(
         config.training.tokens_processed,
-        flops_per_token(config.model, config.training.context_length),
+        training.model.flops_per_token(config.training.context_length),
         None if peak is None else peak * training.ranks.size,
     )
 

@@ -14,7 +14,7 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Batch, TrainingOrder, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.determinism import be_deterministic
-from trainer.model import GPT
+from trainer.model import build_model
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
 from trainer.parallel import Ranks, accumulating
@@ -68,7 +68,7 @@ class Training:
         self._order = TrainingOrder(
             corpus.train, params.context_length, config.seed, rank=ranks.rank, world=ranks.size
         )
-        self.model = GPT(config.model, params.context_length).to(device)
+        self.model = build_model(config.model, params.context_length).to(device)
         self.model.activation_checkpointing = params.activation_checkpointing
         self.optimizer = self._built_optimizer()
         self._averaging = ranks.averaging(self.model)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from trainer import DatasetConfig, GPTConfig, LoggingParams, TrainingParams
+from trainer import DatasetConfig, GPTConfig, HuggingFaceConfig, LoggingParams, TrainingParams
 from trainer.presets import SIZES
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -30,7 +31,9 @@ def preset(group: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "name"), PRESETS)
 def test_a_preset_lists_every_key_so_that_each_can_be_overridden(group: str, name: str) -> None:
-    assert set(preset(group, name)) == {field.name for field in fields(KINDS[group][1])}
+    values = preset(group, name)
+    kind = HuggingFaceConfig if "architecture" in values else KINDS[group][1]
+    assert set(values) == {field.name for field in fields(kind)}
 
 
 @pytest.mark.parametrize("name", [name for group, name in PRESETS if group == "model"])
@@ -39,10 +42,29 @@ def test_a_model_follows_the_vocabulary_of_its_data(name: str) -> None:
 
 
 def test_the_sizes_from_python_are_the_model_presets() -> None:
-    named = {path.stem for path in (CONF / "model").glob("*.yaml")}
-    assert {name: GPTConfig(**preset("model", name) | {"vocab_size": 50257}) for name in named} == (
-        SIZES
-    )
+    presets = {path.stem: preset("model", path.stem) for path in (CONF / "model").glob("*.yaml")}
+    ours = {name: values for name, values in presets.items() if "architecture" not in values}
+    sizes = {name: GPTConfig(**values | {"vocab_size": 50257}) for name, values in ours.items()}
+    assert sizes == SIZES
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "active"), [("qwen2moe-small", 860, 120), ("qwen2moe-medium", 831, 529)]
+)
+def test_the_models_of_transformers_have_the_sizes_that_their_comments_say(
+    name: str, millions: int, active: int
+) -> None:
+    pytest.importorskip("transformers", reason="needs the extra [hf]")
+    from trainer.model import HuggingFaceModel
+
+    shape = HuggingFaceConfig(**preset("model", name) | {"vocab_size": 50257})
+    with torch.device("meta"):
+        model = HuggingFaceModel(shape, context=1024)
+    assert round(model.parameter_count / 1e6) == millions
+    assert round(model.active_parameter_count / 1e6) == active
+    said = (CONF / "model" / f"{name}.yaml").read_text()
+    assert f"{millions}M parameters" in said
+    assert f"meets {active}M" in said
 
 
 def test_the_defaults_from_python_are_the_nano_preset() -> None:

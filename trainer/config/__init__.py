@@ -5,9 +5,17 @@ GPT-opt's); the dataclasses have defaults for use from Python.
 """
 
 from trainer.config.dataset import DatasetConfig
+from trainer.config.hugging_face import HuggingFaceConfig
 from trainer.config.logging import LoggingParams
 from trainer.config.model import GPTConfig
 from trainer.config.run import TrainConfig
 from trainer.config.training import TrainingParams
 
-__all__ = ["DatasetConfig", "GPTConfig", "LoggingParams", "TrainConfig", "TrainingParams"]
+__all__ = [
+    "DatasetConfig",
+    "GPTConfig",
+    "HuggingFaceConfig",
+    "LoggingParams",
+    "TrainConfig",
+    "TrainingParams",
+]

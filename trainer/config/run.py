@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rundir import UserError, unknown
 from rundir.errors import IllegalValue, require
 from trainer.config.dataset import DatasetConfig
+from trainer.config.hugging_face import HuggingFaceConfig
 from trainer.config.logging import LoggingParams
 from trainer.config.model import GPTConfig
 from trainer.config.training import TrainingParams
@@ -26,7 +27,7 @@ def _adamw() -> OptimizerParams:
 class TrainConfig:
     """Everything that a run needs to know."""
 
-    model: GPTConfig = field(default_factory=GPTConfig)
+    model: GPTConfig | HuggingFaceConfig = field(default_factory=GPTConfig)
     data: DatasetConfig = field(default_factory=DatasetConfig)
     training: TrainingParams = field(default_factory=TrainingParams)
     optimizer: OptimizerParams = field(default_factory=_adamw)
@@ -47,7 +48,7 @@ class TrainConfig:
             self.optimizer.backend,
             "auto or torch where device is cpu: Triton needs a CUDA device",
         )
-        self._check_width()
+        self._check_model()
         wanted = self.logging.val_tokens_processed
         require(
             wanted in {None, self.training.val_tokens_processed},
@@ -66,8 +67,20 @@ class TrainConfig:
         if tokens is not None:
             self.check_length(tokens)
 
-    def _check_width(self) -> None:
-        """Refuse muP where the optimizer has no rule for it or another base width."""
+    def _check_model(self) -> None:
+        """Refuse a context that the model is too short for, and muP where there is no rule for it.
+
+        Raises:
+            UserError: so, or the optimizer is told another base width than the model.
+        """
+        if isinstance(self.model, HuggingFaceConfig):
+            key, base = "optimizer.optimizer_params.mup_base_n_embd", self.optimizer.mup_base_n_embd
+            require(base is None, key, base, "null: muP knows only this project's own GPT")
+            context, most = self.training.context_length, self.model.longest_context
+            must = f"at most {most}, the positions of {self.model.architecture}"
+            fits = most is None or context <= most
+            require(fits, "training.training_params.context_length", context, must)
+            return
         base = self.model.enable_mup_with_base_n_embd
         key = "model.config.enable_mup_with_base_n_embd"
         name, own = self.optimizer.name, self.optimizer.mup_base_n_embd
@@ -131,7 +144,7 @@ class TrainConfig:
         logging = config.get("logging") or {"logging_params": {}}
         scalars = {key: config[key] for key in ("seed", "device") if key in config}
         values = {
-            "model": from_mapping(GPTConfig, model["config"], "model.config"),
+            "model": from_mapping(_kind(model["config"]), model["config"], "model.config"),
             "model_name": model.get("name", cls.model_name),
             "data": _nested(DatasetConfig, config["data"], "data", "dataset"),
             "training": _nested(TrainingParams, config["training"], "training", "training_params"),
@@ -142,6 +155,12 @@ class TrainConfig:
             "logging": _nested(LoggingParams, logging, "logging", "logging_params"),
         }
         return from_mapping(cls, values | scalars, "")
+
+
+def _kind(model: object) -> type[GPTConfig | HuggingFaceConfig]:
+    """Return what a model's config describes: a network of ours unless it names another one's."""
+    theirs = isinstance(model, Mapping) and "architecture" in model
+    return HuggingFaceConfig if theirs else GPTConfig
 
 
 def _nested(cls: type[Any], node: object, group: str, key: str) -> Any:

@@ -1,8 +1,9 @@
 """Which parameters are matrices and which are everything else: decided here, for all optimizers.
 
-A matrix is a trainable 2-D weight none of whose names holds an embedding's word; a weight with more
-dimensions, such as a convolution's, is everything else. A tied weight has several names, and is
-everything else as soon as one of them holds such a word. A rule of the user's goes before all that.
+A matrix is a trainable 2-D weight of no embedding, and none of whose names holds an embedding's
+word; a weight with more dimensions, such as a convolution's, is everything else. A tied weight has
+several names, and is everything else as soon as one of them holds such a word. A rule of the user's
+goes before all that.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import nn
 from rundir.errors import IllegalValue, nearest
 from trainer.optim.params import OptimizerParams
 
-EMBEDDING_WORDS = ("embeddings", "embed_tokens", "wte", "wpe", "lm_head")
-"""A weight with one of these in its name maps to or from tokens and is no matrix here."""
+EMBEDDING_WORDS = ("embeddings", "embed_tokens", "wte", "wpe", "lm_head", "embed_out")
+"""A weight with one of these in its name maps to or from tokens and is no matrix here. The last is
+GPT-NeoX's head."""
 
 OUTPUT_WORD = "lm_head"
 """The one of them that maps to tokens."""
@@ -66,6 +68,7 @@ def split_parameters(model: nn.Module, params: OptimizerParams | None = None) ->
         UserError: a rule matches nothing, or makes a matrix of what can't be one.
     """
     linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     needs_inputs = params is not None and params.NEEDS_INPUTS
     ruled = {} if params is None else ruled_parameters(model, params)
     split = Split({}, {})
@@ -81,7 +84,8 @@ def split_parameters(model: nn.Module, params: OptimizerParams | None = None) ->
             )
             must = f"rest or null: {names[0]} {fault}"
             raise IllegalValue(f"groups[{number}].kind", kind, must)
-        embeds = any(word in name for name in names for word in EMBEDDING_WORDS)
+        named = any(word in name for name in names for word in EMBEDDING_WORDS)
+        embeds = named or parameter in tables
         matrix = fits and not embeds if kind is None else kind == "matrix"
         (split.matrices if matrix else split.rest)[names[0]] = parameter
     return split
