@@ -3,48 +3,131 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 
-from rundir import Diverged, OptsweepError, Run, UserError
-from trainer.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from rundir import Diverged, OptsweepError, Run, Superseded, UserError
+from trainer.checkpoint import (
+    FORMAT,
+    Kept,
+    best_steps,
+    losses_of,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 from trainer.optim.division import group_record, with_our_options
+from trainer.snapshot import HostCopy
 from trainer.training import Training
+from trainer.writer import Writer
 
 log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Saves and resumes one training run, or one rank's part of it."""
+    """Saves and resumes one training run, or one rank's part of it.
+
+    A checkpoint is written by another thread, from a copy; one at a time. What goes wrong there is
+    raised by the next call of a method, and at the latest when the ``with`` block ends, which waits
+    for the writing::
+
+        with Keeper(training, run) as keeper:
+            step = keeper.resume()
+            ...
+    """
 
     def __init__(self, training: Training, run: Run) -> None:
+        params = training.config.logging
         self._training, self._run = training, run
+        self._kept = Kept(params.keep_last, params.keep_best)
+        self._copy = HostCopy(training.device) if params.save_in_background else None
+        self._writer = Writer()
+        self._is_abandoned = False
+        self._newest: int | None = None
+        """Step of the newest checkpoint, which may still be on its way to the disk."""
+        self._losses: dict[int, float] = {}
+        """Validation losses of the checkpoints, and of the last validation."""
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint of the state after ``step`` steps; only rank 0 does.
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let the writing end; where nobody wants its result, at once."""
+        self._is_abandoned = isinstance(error, (Superseded, KeyboardInterrupt))
+        try:
+            self.finish()
+        except Exception as fault:
+            if error is None:
+                raise
+            if not self._is_abandoned:  # what ends the run already has been said first
+                log.error("%s", fault)  # noqa: TRY400
+
+    def look(self) -> None:
+        """Raise what went wrong since the last call, as :meth:`finish` does; costs nothing."""
+        self._writer.look()
+
+    def finish(self) -> None:
+        """Wait until the newest checkpoint is on the disk.
 
         Raises:
-            Diverged: the state is not finite; nothing is written.
             OptsweepError: it can't be written, e.g. the disk is full; the earlier ones are whole.
             Superseded: a later attempt at the run has begun.
         """
+        self._writer.finish()
+
+    def validated(self, step: int, loss: float) -> None:
+        """Take note of the validation loss after ``step`` steps."""
+        self._losses[step] = loss
+
+    def is_best(self, step: int) -> bool:
+        """Say whether the validation after this step earns it one of the places for the best."""
+        return step in best_steps(self._losses, self._kept.best)
+
+    def save(self, step: int) -> None:
+        """Have a checkpoint of the state after ``step`` steps written; only rank 0 writes.
+
+        Cost to the training thread: a look at every number and a copy of it, once the checkpoint
+        before is on the disk.
+
+        Raises:
+            Diverged: the state is not finite; nothing is written.
+            OptsweepError: this or the earlier one can't be written.
+            Superseded: a later attempt at the run has begun.
+        """
         directory, training = self._run.checkpoints, self._training
+        if step == self._newest:
+            return
         fault = training.ranks.agreed(training.watch.fault() or _ruin(training, step))
         if fault:
             raise Diverged(fault)
+        self._newest, loss = step, self._losses.get(step)
+        self._forget_losses()
         if training.ranks.rank:
             return
-        state, keep_last = _state(training, step), training.config.logging.keep_last
-        try:
-            path = save_checkpoint(directory, step, state, keep_last)
-        except OSError as error:
-            raise OptsweepError(
-                f"the checkpoint of step {step} can't be written: {error}; earlier ones are whole"
-            ) from error
-        log.info("step %d: saved %s", step, path.name)
+        began = time.perf_counter()
+        self.finish()
+        if self._copy is None:
+            self._write(directory, step, _state(training, step), loss)
+            return
+        copy, state = self._copy, self._copy.of(_state(training, step))
+        stall = time.perf_counter() - began
+
+        def write() -> None:
+            copy.wait()
+            self._write(directory, step, state, loss, stall)
+
+        self._writer.start(write)
 
     def resume(self) -> int:
         """Restore the checkpoint that is rank 0's newest whole one and return its step, or 0.
@@ -56,8 +139,11 @@ class Keeper:
             Superseded: a later attempt at the run has begun.
         """
         directory, ranks = self._run.checkpoints, self._training.ranks
-        found = newest_checkpoint(directory) if ranks.rank == 0 else None
-        path: Path | None = ranks.told_by(0, found)
+        found = None
+        if ranks.rank == 0:
+            remove_unfinished(directory)
+            found = (newest_checkpoint(directory), losses_of(directory))
+        path, losses = ranks.told_by(0, found)
         if path is None:
             return 0
         state = read_checkpoint(path)
@@ -70,24 +156,82 @@ class Keeper:
                 before,
                 ranks.size,
             )
-        return int(state["step"])
+        self._newest = step = int(state["step"])
+        self._losses = {at: loss for at, loss in losses.items() if at <= step}
+        return step
+
+    def _write(
+        self,
+        directory: Path,
+        step: int,
+        state: dict[str, Any],
+        loss: float | None,
+        stall: float | None = None,
+    ) -> None:
+        """Write a checkpoint; ``stall`` is how long training waited, if not for all of it."""
+        began = time.perf_counter()
+        try:
+            path = save_checkpoint(
+                directory, step, state, self._kept, loss=loss, permit=self._permit
+            )
+        except OSError as error:
+            raise OptsweepError(
+                f"the checkpoint of step {step} can't be written: {error}; earlier ones are whole"
+            ) from error
+        took = time.perf_counter() - began
+        log.info(
+            "step %d: saved %s in %.2f s, of which training waited %.2f s",
+            step,
+            path.name,
+            took,
+            took if stall is None else stall,
+        )
+
+    def _permit(self) -> None:
+        """Raise where nothing may be written any more."""
+        if self._is_abandoned:
+            raise InterruptedError("the run ends")
+        _ = self._run.checkpoints
+
+    def _forget_losses(self) -> None:
+        """Keep in mind only the losses that a later one has to beat."""
+        best = best_steps(self._losses, self._kept.best)
+        self._losses = {step: self._losses[step] for step in best}
 
 
 def _state(training: Training, step: int) -> dict[str, Any]:
-    """Return what a checkpoint holds; the tensors are the run's own, not copies."""
+    """Return what a checkpoint holds; the tensors are the run's own, not copies.
+
+    Learning rates and the place in the data follow from the step.
+    """
     device = training.device
     cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {
+        "format": FORMAT,
         "step": step,
         "world_size": training.ranks.size,
         "model_config": asdict(training.config.model),
         "optimizer_name": training.config.optimizer.name,
         "optimizer_groups": group_record(training.optimizer, training.model),
+        "data": _data_record(training),
         "skipped_steps": (training.watch.skipped, training.watch.in_a_row),
         "precision": training.precision.state_dict(),
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+    }
+
+
+def _data_record(training: Training) -> dict[str, Any]:
+    """Return what, with the step, says which tokens come next."""
+    config = training.config
+    return {
+        "dataset": config.data.name,
+        "tokenizer": config.data.tokenizer,
+        "train_tokens": training.train_tokens,
+        "tokens_processed": config.training.tokens_processed,
+        "context_length": config.training.context_length,
+        "seed": config.seed,
     }
 
 
@@ -106,14 +250,20 @@ def _restore(training: Training, state: dict[str, Any]) -> None:
 def _ruin(training: Training, step: int) -> str | None:
     """Say what in the state after ``step`` steps is not finite; None where all of it is.
 
-    A finite gradient does that where the step or its square leaves the range of numbers.
+    A finite gradient does that where the step or its square leaves the range of numbers. Reads the
+    state once: aminmax passes a NaN on, and takes an eighth of what isfinite().all() does.
     """
     names: dict[Any, str] = {weight: name for name, weight in training.model.named_parameters()}
     kept: dict[str, Any] = {name: weight for weight, name in names.items()}
     for owner, state in training.optimizer.state.items():
         kept |= {f"{key} of {names.get(owner, owner)}": part for key, part in state.items()}
-    tensors = {name: part for name, part in kept.items() if isinstance(part, torch.Tensor)}
-    sound = [tensor.isfinite().all().to(training.device) for tensor in tensors.values()]
+    tensors = {
+        name: part
+        for name, part in kept.items()
+        if isinstance(part, torch.Tensor) and part.is_floating_point() and part.numel()
+    }
+    ends = [torch.stack(part.aminmax()) for part in tensors.values()]
+    sound = [both.isfinite().all().to(training.device) for both in ends]
     found = torch.stack(sound).tolist()
     if all(found):
         return None
@@ -127,6 +277,11 @@ def _refuse_other_run(directory: Path, state: dict[str, Any], training: Training
     _refuse_other(directory, state, "model_config", asdict(config.model))
     _refuse_other(directory, state, "optimizer_name", config.optimizer.name)
     _refuse_other_groups(directory, state.get("optimizer_groups"), training)
+    ours = _data_record(training)
+    for key, theirs in state.get("data", {}).items():
+        if ours.get(key, theirs) != theirs:
+            said = "the checkpoint of step %d is of data with %s = %r, now %r: other batches follow"
+            log.warning(said, state["step"], key, theirs, ours[key])
 
 
 def _refuse_other(directory: Path, state: dict[str, Any], key: str, ours: object) -> None:

@@ -34,11 +34,12 @@ def train(config: TrainConfig, run: Run) -> None:
     torch.set_num_threads(run.threads)
     config.check_ranks(run.world_size)
     with joined(run, config.device) as ranks:
-        _train(config, run, Training(config, ranks))
+        training = Training(config, ranks)
+        with Keeper(training, run) as keeper:
+            _train(config, run, training, keeper)
 
 
-def _train(config: TrainConfig, run: Run, training: Training) -> None:
-    keeper = Keeper(training, run)
+def _train(config: TrainConfig, run: Run, training: Training, keeper: Keeper) -> None:
     step = keeper.resume()
     _introduce(config, training, step, run.threads)
     # Rank 0's steps stand for all.
@@ -73,6 +74,7 @@ class _Loop:
         run, training, due, pace = self._run, self._training, self._due, self._pace
         run.progress(step, self._total)
         while step < self._total:
+            self._keeper.look()
             self._stop_if_asked(step)
             update = training.step(step)
             step += 1
@@ -86,7 +88,7 @@ class _Loop:
             if due.validate(step):
                 with pace.paused():
                     self._validate(step)
-            if due.save(step):
+            if due.save(step) or self._keeper.is_best(step):
                 with pace.paused():
                     self._keeper.save(step)
             self._profile.step()
@@ -95,6 +97,7 @@ class _Loop:
         stop = self._training.ranks.agreed(self._run.stop_requested)
         if stop:
             self._keeper.save(step)
+            self._keeper.finish()
             raise Preempted(f"{stop} at step {step} of {self._total}; checkpoint written")
 
     def _report(self, update: Update, step: int) -> None:
@@ -112,6 +115,7 @@ class _Loop:
 
     def _validate(self, step: int) -> None:
         loss = self._training.validation_loss()
+        self._keeper.validated(step, loss)
         self._record("val", step, loss=loss)
         log.info("step %d: validation loss %.4f", step, loss)
 

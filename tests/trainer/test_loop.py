@@ -18,7 +18,7 @@ import pytest
 import trainer
 from rundir import Diverged, OptsweepError, Preempted, Run, State, UserError, read_status
 from rundir.files import METRICS_FILE, iter_metrics
-from trainer import checkpoint, keeper, training
+from trainer import training
 from trainer.optim.params import REGISTRY
 
 Mapping = dict[str, Any]
@@ -169,28 +169,6 @@ def test_a_killed_run_continues_to_the_bit(tiny: Mapping, change: Change, tmp_pa
     os.kill(victim.pid, signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
     assert trained(tiny, path) == trained(tiny, tmp_path / "a")
-
-
-def test_a_full_disk_is_said_in_words_and_costs_nothing_saved_before(
-    tiny: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    undisturbed = trained(tiny, tmp_path / "a")
-    save, path = checkpoint.save_checkpoint, tmp_path / "b"
-
-    def disk_full_at_8(directory: Path, step: int, state: Mapping, keep_last: int) -> Path:
-        if step == 8:
-            raise OSError(28, "No space left on device")
-        return save(directory, step, state, keep_last)
-
-    monkeypatch.setattr(keeper, "save_checkpoint", disk_full_at_8)
-    with pytest.raises(OptsweepError) as error:
-        trained(tiny, path)
-    monkeypatch.undo()
-    assert str(error.value) == (
-        "the checkpoint of step 8 can't be written: [Errno 28] No space left on device; "
-        "earlier ones are whole"
-    )
-    assert trained(tiny, path) == undisturbed
 
 
 def test_a_finished_run_trained_again_does_nothing(tiny: Mapping, tmp_path: Path) -> None:

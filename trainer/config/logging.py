@@ -68,6 +68,11 @@ class LoggingParams:
     """Must be 0: a run resumes from its newest good checkpoint by itself."""
     keep_last: int = 2
     """Checkpoints to keep; the older ones are what a torn newest one falls back to."""
+    keep_best: int = 0
+    """Checkpoints to keep besides, those of lowest validation loss: a validation that earns a place
+    among them is followed by a checkpoint. 0 keeps none for that."""
+    save_in_background: bool = True
+    """Whether training goes on while a copy of its state, in host memory, is written."""
     wandb: WandbParams | None = None
     """Weights & Biases; null logs nothing there."""
     tensorboard: TensorboardParams | None = None
@@ -77,6 +82,7 @@ class LoggingParams:
         for name in ("log_step", "val_step", "keep_last"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
-        require(self.save_ckpt_step >= 0, "save_ckpt_step", self.save_ckpt_step, "at least 0")
+        for name in ("save_ckpt_step", "keep_best"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         own = "a run resumes from its newest good checkpoint by itself"
         require(self.load_ckpt_step == 0, "load_ckpt_step", self.load_ckpt_step, f"0: {own}")
