@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 
 from rundir import Diverged, OptsweepError, Run, Superseded, UserError
 from trainer.checkpoint import (
@@ -22,9 +23,12 @@ from trainer.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
+from trainer.config import TrainConfig
+from trainer.model import GPT
+from trainer.optim import build_optimizer
 from trainer.optim.division import group_record, with_our_options
 from trainer.snapshot import HostCopy
-from trainer.training import Training
+from trainer.training import Averaging, Training
 from trainer.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -197,6 +201,32 @@ class Keeper:
         """Keep in mind only the losses that a later one has to beat."""
         best = best_steps(self._losses, self._kept.best)
         self._losses = {step: self._losses[step] for step in best}
+
+
+def weights_to_validate(
+    config: TrainConfig, state: dict[str, Any], directory: Path, device: torch.device
+) -> nn.Module:
+    """Return a model in evaluation mode with the weights of a checkpoint that are for validation.
+
+    Args:
+        config: what was trained.
+        state: the checkpoint's.
+        directory: where the checkpoint lies, for the message.
+        device: where to put the model.
+
+    Raises:
+        UserError: the checkpoint is of another model or optimizer.
+    """
+    _refuse_other(directory, state, "model_config", asdict(config.model))
+    _refuse_other(directory, state, "optimizer_name", config.optimizer.name)
+    model = GPT(config.model, config.training.context_length).to(device)
+    model.load_state_dict(state["model"])
+    # The kernels of where it was trained need not run here.
+    optimizer = build_optimizer(model, replace(config.optimizer, backend="auto"))
+    if isinstance(optimizer, Averaging):
+        optimizer.load_state_dict(with_our_options(optimizer, state["optimizer"]))
+        optimizer.eval()
+    return model.eval()
 
 
 def _state(training: Training, step: int) -> dict[str, Any]:

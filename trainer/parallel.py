@@ -97,7 +97,7 @@ def joined(run: Run, wanted: str) -> Iterator[Ranks]:
         RanksLost: another rank is gone.
     """
     local = int(os.environ.get("LOCAL_RANK", "0")) if run.world_size > 1 else 0
-    ranks = Ranks(run.rank, run.world_size, _pick_device(wanted, local))
+    ranks = Ranks(run.rank, run.world_size, pick_device(wanted, local))
     if ranks.size == 1:
         yield ranks
         return
@@ -128,7 +128,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _pick_device(wanted: str, local_rank: int) -> torch.device:
+def pick_device(wanted: str, local_rank: int) -> torch.device:
     """Return the device that ``device: auto | cpu | cuda`` means here.
 
     Raises:

@@ -16,6 +16,9 @@ from rundir import UserError
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 """Of GPT-2's published vocab.bpe."""
 
+END_OF_TEXT = 50256
+"""GPT-2's token between documents."""
+
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
@@ -25,6 +28,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> NDArray[np.uint8]:
         """Return the bytes, uint8 (N,)."""
         return np.frombuffer(text.encode(), dtype=np.uint8)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what a token stands for."""
+        return bytes([token])
 
 
 class Gpt2Tokenizer:
@@ -57,6 +64,11 @@ class Gpt2Tokenizer:
             if path
             else _downloaded(tiktoken)
         )
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what a token stands for."""
+        found: bytes = self._encoding.decode_single_token_bytes(token)
+        return found
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         """Return the ids, uint16 (N,); ``<|endoftext|>`` is read as plain text."""
