@@ -103,8 +103,8 @@ class InputMoments:
             RuntimeError: no input was seen since the last reset; or the inputs were captured in a
                 CUDA graph and whoever asks is not, or the other way round.
         """
-        found = self._sums[weight]
-        if found.total_NN is None:
+        found = self._sums.get(weight)
+        if found is None or found.total_NN is None:
             raise RuntimeError(
                 "a linear layer has a gradient, but saw no input in training mode since the last "
                 "step: call model.train() and run the forward pass through the layer itself"

@@ -98,6 +98,7 @@ class Soap(CountedOptimizer):
         """
         super().__init__(groups, params.lr, params.weight_decay)
         self._params = params
+        self._factor: Tensor | None = None
         self._plans = Plans(_PLANS)
         weights = [weight for group in self.param_groups for weight in group["params"]]
         self._backend = choose_backend(params.backend, weights)
@@ -138,6 +139,12 @@ class Soap(CountedOptimizer):
         fresh = [weight for weight in weights if not self.state.get(weight)]
         return [batch for batch in (begun, fresh) if batch]
 
+    def _step_groups(self, clip_factor: Tensor | None) -> None:
+        """Have the gradients clipped where they are read or stacked anyway."""
+        self._factor = clip_factor
+        super()._step_groups(None)
+        self._factor = None
+
     def _move(
         self, group: dict[str, Any], weights: list[Tensor], gradients: list[Any], step: Number
     ) -> None:
@@ -146,7 +153,7 @@ class Soap(CountedOptimizer):
             return
         found = dict(zip(weights, gradients, strict=True))
         batches = [
-            _Batch(members, _stacked([found[weight] for weight in members]))
+            _Batch(members, self._gradient([found[weight] for weight in members]))
             for members in _by_shape(weights)
         ]
         if not self._has_bases(weights[0]):
@@ -169,7 +176,12 @@ class Soap(CountedOptimizer):
         means, squares = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
         slots = list(map(Slot, weights, gradients, means, squares))
         scalars = AdamWScalars(group["lr"], *p.betas, p.eps, group["weight_decay"], step)
-        adamw_step(slots, scalars, self._backend, plans=self._plans)
+        adamw_step(slots, scalars, self._backend, self._factor, self._plans)
+
+    def _gradient(self, gradients: list[Tensor]) -> Tensor:
+        """Return a batch of gradients, clipped."""
+        g_BMN = _stacked(gradients)
+        return g_BMN if self._factor is None else g_BMN.mul_(self._factor)
 
     def _has_bases(self, weight: Tensor) -> bool:
         state: Mapping[str, Tensor] = self.state.get(weight, {})

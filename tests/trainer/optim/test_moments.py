@@ -85,6 +85,8 @@ def test_reset_forgets_and_a_missing_input_is_said() -> None:
     with pytest.raises(RuntimeError, match="saw no input in training mode"):
         moments.of(layer.weight)
     layer(batches(1)[0])
+    with pytest.raises(RuntimeError, match="saw no input in training mode"):
+        moments.of(nn.Parameter(layer.weight.detach()))  # of no layer that is watched
     moments.reset()
     with pytest.raises(RuntimeError, match="saw no input in training mode"):
         moments.of(layer.weight)
