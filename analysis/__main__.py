@@ -35,9 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("run_b", metavar="B")
     diff.add_argument("--json", action="store_true", help="as one JSON object")
     diff.set_defaults(command=_from("commands", "diff"))
-    plot = verbs.add_parser("plot", parents=[store], help="loss curves and sensitivity as PNG")
+    plot = verbs.add_parser("plot", parents=[store], help="figures fit for a paper")
     plot.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
     plot.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="plots")
+    plot.add_argument("--format", default="png", metavar="FORM", help="png, pdf or svg; png")
     plot.set_defaults(command=_from("commands", "plot"))
     _add_report(verbs.add_parser("report", parents=[store], help="one HTML page of a sweep"))
     return parser

@@ -89,7 +89,7 @@ def plot(options: argparse.Namespace) -> None:
     from analysis.plots import save_plots
 
     _hint_age(options.store)
-    for path in save_plots(options.sweep, options.out, options.store):
+    for path in save_plots(options.sweep, options.out, options.store, options.format):
         _say(str(path))
 
 

@@ -37,23 +37,29 @@ def draw_panels(curves: Sequence[tuple[str, pd.DataFrame]]) -> tuple[Figure, lis
     Returns:
         The figure, and its panels in reading order.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     ranked = sorted(curves, key=lambda curve: (math.isnan(_best(curve[1])), _best(curve[1])))
-    columns = min(COLUMNS, len(ranked))
-    rows = -(-len(ranked) // columns)
-    figure = Figure(figsize=(WIDTH * columns + 0.5, HEIGHT * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
+    figure, panels = new_panels(len(ranked))
     decades = max(math.log10(rows["lr"].max() / rows["lr"].min()) for _, rows in ranked)
-    for axes, (name, points) in zip(grid, ranked, strict=False):
+    for axes, (name, points) in zip(panels, ranked, strict=True):
         axes.axhline(_best(ranked[0][1]), color=_REFERENCE, linewidth=0.9, linestyle=(0, (4, 3)))
         _draw(axes, name, points)
         _scale(axes, points["lr"], decades)
-    for axes in grid[len(ranked) :]:
+    return figure, panels
+
+
+def new_panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many panels with one vertical axis, in reading order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH * columns + 0.5, HEIGHT * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
+    for axes in grid[count:]:
         axes.remove()
-    return figure, grid[: len(ranked)]
+    return figure, grid[:count]
 
 
 def _best(points: pd.DataFrame) -> float:

@@ -7,7 +7,7 @@ is imported by the first call.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,49 +16,20 @@ import pandas as pd
 
 from analysis.sensitivity import lr_sensitivity, rateless
 from analysis.settings import Settings, describe, settings_of
+from analysis.style import OKABE_ITO, STYLE, UNITS, add_legend, axis_label, limit, new_figure
 from analysis.tables import history, load_runs, order, rate_column
-from rundir.errors import UserError
+from rundir.errors import UserError, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Palette of Okabe and Ito (2008), without its yellow, which is faint on white."""
-
-UNITS = {
-    "val.loss": "validation loss (nats per token)",
-    "train.loss": "training loss (nats per token)",
-    "lr": "learning rate",
-    "grad_norm": "gradient norm",
-    "step_time": "time per step (s)",
-    "tokens_per_second": "throughput (tokens per second)",
-    "tokens": "tokens",
-    "mfu": "share of the device's peak FLOP/s",
-    "memory": "peak memory (bytes)",
-}
+FORMS = ("png", "pdf", "svg")
 MOST_LABELS = 10
 """A legend of more runs than this names groups only."""
 
 _MOST_TICKS = 8
 """Learning rates up to which each has a tick of its own; more would overlap."""
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.labelsize": 9.5,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.solid_capstyle": "round",
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-}
 
 
 def loss_curves(
@@ -70,7 +41,8 @@ def loss_curves(
     """Plot a metric over steps, one line a run, one colour a group of settings.
 
     Within a group a darker line has a higher learning rate; the best run of each group is thick.
-    A run that diverged ends in a cross at its last finite value.
+    A run that diverged ends in a cross at its last finite value. More groups than there are
+    colours get a panel each, the best first; the best run of all goes through every panel, dashed.
 
     Raises:
         UserError: no store, an unknown sweep, stream or metric, or nothing finite to show.
@@ -81,17 +53,20 @@ def loss_curves(
     curves = history(stream, sweep, metric, store=store)
     settings = settings_of(table)
     final = f"final.{stream}.{metric}"
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure()
+    if not np.isfinite(curves[metric].astype("float64")).any():
+        raise UserError(f"metric = {stream}.{metric}; must have finite values; no run has any")
+    names = list(dict.fromkeys(_labels(settings.columns, rateless(settings))))
+    with mpl.rc_context(STYLE):
+        if len(names) > len(OKABE_ITO):
+            return _run_panels(table, settings, curves, metric, final)
+        figure, axes = new_figure()
         drawn = _draw_runs(axes, table, settings, curves, metric, final)
-        if not drawn:
-            raise UserError(f"metric = {stream}.{metric}; must have finite values; no run has any")
-        axes.set(xlabel="optimizer step", ylabel=_label(f"{stream}.{metric}"))
+        axes.set(xlabel="optimizer step", ylabel=axis_label(f"{stream}.{metric}"))
         axes.margins(x=0.01)
         axes.set_xlim(left=0)
-        _limit(axes, curves[metric])
+        limit(axes, curves[metric])
         _bring_crosses_into_view(axes)
-        _legend(axes, outside=len(drawn) > 6)
+        add_legend(axes, outside=len(drawn) > 6)
     return figure
 
 
@@ -115,24 +90,71 @@ def lr_sensitivity_plot(
     names = list(dict.fromkeys(labels))
     if points["mean"].notna().sum() == 0:
         raise UserError(f"metric = {metric}; must have values of completed runs; none has any")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         if len(names) > len(OKABE_ITO):
             return _panels(points, labels, names, metric)
-        figure, axes = _figure()
+        figure, axes = new_figure()
         axes.set_xscale("log")
         for number, name in enumerate(names):
             rows = points[[label == name for label in labels]]
             _draw_rates(axes, rows, name or "all runs", number)
-        axes.set(xlabel=UNITS["lr"], ylabel=_label(metric))
+        axes.set(xlabel=UNITS["lr"], ylabel=axis_label(metric))
         rates = sorted(set(points["lr"]))
         if len(rates) <= _MOST_TICKS:
             axes.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
             axes.minorticks_off()
-        _limit(axes, points["mean"], reach=6, room=2.5)
+        limit(axes, points["mean"], reach=6, room=2.5)
         crossed = points[(points["n"] == 0) & (points["diverged"] > 0)]
         _mark_diverged(axes, crossed, [names.index(labels[i]) for i in crossed.index])
-        _legend(axes, outside=len(names) > 6)
+        add_legend(axes, outside=len(names) > 6)
     return figure
+
+
+def _run_panels(
+    table: pd.DataFrame, settings: Settings, curves: pd.DataFrame, metric: str, final: str
+) -> Figure:
+    from analysis.panels import new_panels
+
+    labels = _labels(settings.columns, rateless(settings))
+    ranked = _ranked(table, final)
+    order_of = list(dict.fromkeys(labels[i] for i in ranked))
+    figure, panels = new_panels(len(order_of))
+    best = curves[(curves["run"] == table["run"].iloc[ranked[0]]).to_numpy()]
+    for axes, name in zip(panels, order_of, strict=True):
+        mine = np.array([label == name for label in labels])
+        group = Settings(settings.columns[mine].reset_index(drop=True), settings.asked)
+        rows = table[mine].reset_index(drop=True)
+        _draw_runs(axes, rows, group, curves, metric, final)
+        axes.plot(
+            best["step"],
+            best[metric].astype("float64"),
+            color="#555555",
+            linewidth=0.9,
+            linestyle=(0, (4, 3)),
+            zorder=1,
+        )
+        first = next(i for i in ranked if labels[i] == name)
+        value = table[final].iloc[first] if final in table else pd.NA
+        axes.set_title(f"{name}: {_said(table, first, value)}", fontsize=7.5, pad=3)
+        axes.set_xlim(left=0)
+        axes.tick_params(labelsize=6.5)
+    limit(panels[0], curves[metric])
+    for axes in panels:
+        _bring_crosses_into_view(axes)
+    stream = final.split(".", 1)[1]
+    figure.supylabel(axis_label(stream), fontsize=9.5)
+    figure.supxlabel(UNITS["step"], fontsize=9.5)
+    return figure
+
+
+def _said(table: pd.DataFrame, i: int, value: Any) -> str:
+    """Say how a run ended: its value, or what kept it from one."""
+    state = table["state"].iloc[i]
+    if bool(table["diverged"].iloc[i]) is True:
+        return "diverged"
+    if pd.notna(state) and state != "completed":
+        return str(state)
+    return "" if pd.isna(value) else f"{value:.3f}"
 
 
 def _panels(points: pd.DataFrame, labels: list[str], names: list[str], metric: str) -> Figure:
@@ -141,39 +163,59 @@ def _panels(points: pd.DataFrame, labels: list[str], names: list[str], metric: s
     figure, panels = draw_panels(
         [(name, points[[label == name for label in labels]]) for name in names]
     )
-    _limit(panels[0], points["mean"], reach=2, room=2)
-    figure.supylabel(_label(metric), fontsize=9.5)
+    limit(panels[0], points["mean"], reach=2, room=2)
+    figure.supylabel(axis_label(metric), fontsize=9.5)
     figure.supxlabel(UNITS["lr"], fontsize=9.5)
     return figure
 
 
-def save_plots(sweep: str | None, out: Path, store: Path | str = "store") -> list[Path]:
-    """Write loss_curves.png and lr_sensitivity.png; a sweep with one learning rate gets no second.
+def save_plots(
+    sweep: str | None, out: Path, store: Path | str = "store", form: str = "png"
+) -> list[Path]:
+    """Write every figure that the sweep has the metrics for, each under its function's name.
+
+    A sweep with one learning rate has no sensitivity to it; step sizes are shown where an optimizer
+    logs them.
+
+    Args:
+        sweep: name of a sweep, or the path of its directory; every run by default.
+        out: directory, created if needed.
+        store: directory of the store.
+        form: ``png`` (200 dots an inch), ``pdf`` or ``svg``, both with text as text.
 
     Raises:
-        UserError: as the plots, or ``out`` cannot be written.
+        UserError: as the plots, an unknown form, or ``out`` cannot be written.
     """
+    import matplotlib as mpl
+
+    from analysis.tunedplots import schedules, step_sizes, tuned_curves_plot, wall_clock
+
+    require(form in FORMS, "format", form, f"one of: {', '.join(FORMS)}")
     figures = {"loss_curves": loss_curves(sweep, store=store)}
     if len(rate_column(load_runs(sweep, store)).dropna().unique()) > 1:
         figures["lr_sensitivity"] = lr_sensitivity_plot(sweep, store=store)
+    more: dict[str, Callable[..., Figure]] = {
+        "tuned_curves": tuned_curves_plot,
+        "wall_clock": wall_clock,
+        "schedules": schedules,
+        "step_sizes": step_sizes,
+    }
+    for name, draw in more.items():
+        try:
+            figures[name] = draw(sweep, store=store)
+        except UserError:
+            # The sweep lacks what this figure shows; what all of them need was there for the first.
+            continue
     paths = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            paths.append(out / f"{name}.png")
-            figure.savefig(paths[-1], dpi=200)
+        with mpl.rc_context(STYLE):
+            for name, figure in figures.items():
+                paths.append(out / f"{name}.{form}")
+                figure.savefig(paths[-1], dpi=200)
     except OSError as error:
         raise UserError(f"out = {out}; must be a writable directory; {error.strerror}") from None
     return paths
-
-
-def _figure() -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
 
 
 def _draw_runs(
@@ -238,13 +280,8 @@ def _ranked(table: pd.DataFrame, final: str) -> list[int]:
 def _run_label(table: pd.DataFrame, settings: Settings, i: int, final: str) -> str:
     row = settings.columns.iloc[i].to_dict()
     label = describe(row, settings.telling) or str(table["name"].iloc[i])
-    state = table["state"].iloc[i]
-    if bool(table["diverged"].iloc[i]) is True:
-        return f"{label}: diverged"
-    if pd.notna(state) and state != "completed":
-        return f"{label}: {state}"
-    value = table[final].iloc[i] if final in table else pd.NA
-    return label if pd.isna(value) else f"{label}: {value:.3f}"
+    said = _said(table, i, table[final].iloc[i] if final in table else pd.NA)
+    return f"{label}: {said}" if said else label
 
 
 def _rates(table: pd.DataFrame) -> pd.Series | None:
@@ -324,46 +361,6 @@ def _bring_crosses_into_view(axes: Axes) -> None:
         if line.get_marker() == "x":
             line.set_ydata(np.clip(np.asarray(line.get_ydata(), dtype=float), bottom, top))
             line.set_clip_on(False)
-
-
-def _limit(axes: Axes, values: pd.Series, *, reach: float = 4, room: float = 1) -> None:
-    """Keep a spike of one run from flattening the others.
-
-    Args:
-        axes: cut off above.
-        values: what is drawn; the least is always in view.
-        reach: how far above the median, in units of its distance from the least value.
-        room: left above that, in twentieths of what is in view.
-    """
-    numbers = values.astype("float64").to_numpy()
-    numbers = numbers[np.isfinite(numbers)]
-    low, middle = numbers.min(), np.median(numbers)
-    top = min(numbers.max(), middle + reach * max(middle - low, 1e-3 * abs(middle), 1e-12))
-    margin = 0.05 * (top - low) or 0.05 * abs(low) or 1.0
-    axes.set_ylim(low - margin, top + room * margin)
-
-
-def _legend(axes: Axes, *, outside: bool) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    pairs = sorted(
-        zip(handles, labels, strict=True),
-        key=lambda pair: getattr(pair[0], "get_gid", lambda: "")() or "",
-    )
-    if not pairs:
-        return
-    handles, labels = [h for h, _ in pairs], [name for _, name in pairs]
-    if outside:
-        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    else:
-        axes.legend(handles, labels, loc="best")
-
-
-def _label(metric: str) -> str:
-    """Return the axis label of ``final.val.loss``, ``val.loss`` or ``loss``."""
-    kind, _, rest = metric.partition(".")
-    name = rest if kind in {"final", "best"} else metric
-    text = UNITS.get(name) or UNITS.get(name.rpartition(".")[2]) or name
-    return f"{kind} {text}" if kind in {"final", "best"} else text
 
 
 def _labels(table: pd.DataFrame, columns: list[str]) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.plots import UNITS
 from analysis.report.embedding import DIGITS, plain
 from analysis.sensitivity import rateless
 from analysis.settings import Settings
+from analysis.style import UNITS
 from analysis.summary import higher_is_better
 
 RESULTS = ("final.val.loss", "best.val.loss", "final.train.loss")

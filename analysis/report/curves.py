@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from analysis import manifest as manifests
 from analysis.columns import KEYS
-from analysis.plots import UNITS
 from analysis.report.embedding import rounded
 from analysis.store import RUNS, history_table
+from analysis.style import UNITS
 from analysis.tables import history
 
 POINTS = 90_000

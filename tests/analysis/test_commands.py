@@ -190,6 +190,7 @@ def test_markup_in_names_stays_text(run_maker, capsys) -> None:
             ["collect", "empty", "--store", "new"],
             "roots = empty; must hold run directories; none was found below",
         ),
+        (["plot", "--format", "gif"], "format = 'gif'; must be one of: png, pdf, svg"),
         (
             ["plot", "--out", "file/x"],
             "out = file/x; must be a writable directory; Not a directory",

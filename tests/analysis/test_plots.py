@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis.collector import collect
@@ -103,8 +105,14 @@ def test_plotting_leaves_no_global_state(store: Path) -> None:
 
     before = dict(mpl.rcParams)
     paths = save_plots("quickstart", Path("plots"))
-    assert [path.name for path in paths] == ["loss_curves.png", "lr_sensitivity.png"]
+    names = ["loss_curves", "lr_sensitivity", "tuned_curves", "wall_clock"]
+    assert [path.stem for path in paths] == names
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+    for form, start in (("pdf", b"%PDF"), ("svg", b"<?xml")):
+        files = save_plots("quickstart", Path("plots"), form=form)
+        assert [path.name for path in files] == [f"{name}.{form}" for name in names]
+        assert all(path.read_bytes().startswith(start) for path in files)
+    assert "validation loss (nats per token)" in Path("plots/loss_curves.svg").read_text()
     assert dict(mpl.rcParams) == before
     assert not Gcf.figs
 
@@ -119,6 +127,114 @@ def test_nothing_finite_to_draw_is_said(run_maker) -> None:
     assert str(caught.value) == "metric = val.loss; must have finite values; no run has any"
     with pytest.raises(UserError, match=r"final.val.loss; must have values of completed runs"):
         lr_sensitivity_plot()
+
+
+@pytest.fixture
+def tuned(run_maker) -> Path:
+    """Two optimizers at two rates with two seeds, and what the train stream logs for figures."""
+    for optimizer, gain in (("adamw", 0.0), ("muon", 0.5)):
+        for lr in (0.01, 0.1):
+            for seed in range(2):
+                directory = run_maker(
+                    f"{optimizer}-{lr}-{seed}",
+                    optimizer=optimizer,
+                    config={"optimizer": {"name": optimizer, "lr": lr}, "seed": seed},
+                    overrides=[f"optimizer={optimizer}", f"optimizer.lr={lr}", f"seed={seed}"],
+                    loss=lambda step, g=gain, lr=lr, s=seed: 4 - g - lr + 0.02 * s - 0.1 * step,
+                )
+                lines = (directory / "metrics.jsonl").read_text().splitlines()
+                with (directory / "metrics.jsonl").open("w") as file:
+                    for line in lines:
+                        record = json.loads(line)
+                        record["t"] = 100.0 + 2 * record["step"] * (1 + gain)
+                        if record["stream"] == "train":
+                            record |= {"lr": lr / record["step"], "tokens": 64 * record["step"]}
+                            if optimizer == "muon":
+                                record["step_size"] = lr * record["step"]
+                        file.write(json.dumps(record) + "\n")
+    collect()
+    return Path("store")
+
+
+def labels(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_tuned_curves_are_means_over_the_seeds_of_the_best_rate(tuned: Path) -> None:
+    from analysis.tunedplots import tuned_curves_plot
+
+    axes = tuned_curves_plot(stream="train").axes[0]
+    assert labels(axes) == ["muon, lr 0.1: 2.410 (n = 2)", "adamw, lr 0.1: 2.910 (n = 2)"]
+    assert axes.lines[0].get_ydata().tolist()[-1] == pytest.approx(2.41)
+    assert axes.lines[0].get_xdata().tolist() == list(range(1, 11))
+    assert len(axes.collections) == 2
+    assert axes.get_xlabel() == "optimizer step"
+
+
+@pytest.mark.parametrize(
+    ("x", "label", "places"),
+    [
+        ("tokens", "tokens seen", [64, 640]),
+        # Two seconds a step, half as many again for Muon, from the first record on.
+        ("seconds", "training time (s)", [0, 27]),
+    ],
+)
+def test_curves_run_over_tokens_or_time(tuned: Path, x: str, label: str, places) -> None:
+    from analysis.tunedplots import tuned_curves_plot
+
+    axes = tuned_curves_plot(stream="train", x=x).axes[0]
+    data = axes.lines[0].get_xdata()
+    assert [data[0], data[-1]] == pytest.approx(places)
+    assert axes.get_xlabel() == label
+
+
+def test_wall_clock_puts_validations_between_training_steps(tuned: Path) -> None:
+    from analysis.tunedplots import wall_clock
+
+    lines = wall_clock().axes[0].lines
+    assert [line.get_xdata().tolist() for line in lines] == [[27.0], [18.0]]
+
+
+def test_schedules_and_step_sizes_have_a_line_where_they_are_logged(tuned: Path) -> None:
+    from analysis.tunedplots import schedules, step_sizes
+
+    axes = schedules().axes[0]
+    assert axes.get_ylabel() == "learning rate"
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.1 / s for s in range(1, 11)])
+    axes = step_sizes().axes[0]
+    assert axes.get_yscale() == "log"
+    assert labels(axes) == ["muon, lr 0.1: 2.410 (n = 2)"]
+
+
+def test_time_between_attempts_does_not_count() -> None:
+    from analysis.tuning import elapsed
+
+    rows = pd.DataFrame(
+        {"t": [10.0, 12.0, 500.0, 503.0, 505.0], "attempt": [1, 1, 2, 2, 2], "step": range(5)}
+    ).astype({"t": "double[pyarrow]", "attempt": "int64[pyarrow]"})
+    assert elapsed(rows).tolist() == [0, 2, 2, 5, 7]
+    untimed = rows.assign(t=pd.Series([None] * 5, dtype="double[pyarrow]"), step_time=[2.0] * 5)
+    assert elapsed(untimed.astype({"step_time": "double[pyarrow]"})).tolist() == [2, 4, 6, 8, 10]
+
+
+def test_more_groups_than_colours_get_a_panel_of_curves_each(run_maker) -> None:
+    from analysis.plots import loss_curves
+
+    for number in range(8):
+        for lr in (0.001, 0.01):
+            run_maker(
+                f"o{number}-{lr}",
+                optimizer=f"o{number}",
+                lr=lr,
+                loss=lambda step, n=number, lr=lr: 9.0 - n - 0.1 * step - lr,
+            )
+    collect()
+    figure = loss_curves(stream="train")
+    assert [axes.get_title() for axes in figure.axes][:2] == ["o7: 0.990", "o6: 1.990"]
+    # Two runs, and the best of all.
+    assert [len(axes.lines) for axes in figure.axes] == [3] * 8
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    assert figure.get_supylabel() == "training loss (nats per token)"
 
 
 @pytest.mark.filterwarnings("default")
