@@ -51,6 +51,8 @@ class Job:
     parts: dict[str, Part]
     """Live part of each table before."""
     schemas: dict[str, dict[str, Kind]]
+    work: int
+    """About how much there is to do, in bytes of metrics to read."""
 
 
 @dataclass

@@ -39,6 +39,9 @@ BYTES_PER_BUCKET = 64 << 20
 BYTES_WORTH_PROCESSES = 64 << 20
 """Starting processes costs half a second, in which one process reads half as much."""
 
+REWRITING = 4
+"""Writing a stored byte again costs a quarter of what reading a new one does."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -266,6 +269,7 @@ def _plan_jobs(store: Path, manifest: Manifest, changes: _Changes, generation: i
                 [(read[run], _known(manifest, read[run])) for run in runs if run in read],
                 {t: p for t, parts in manifest.parts.items() for p in parts if p.bucket == number},
                 manifest.schemas,
+                sum(sizes[run] // (1 if run in read else REWRITING) for run in runs),
             )
         )
     return jobs
@@ -296,7 +300,7 @@ def _run_jobs(jobs: list[Job], workers: int | None, progress: Progress | None) -
     total, done = sum(len(job.changed) for job in jobs), 0
     report = progress or (lambda *_: None)
     report(0, total)
-    size = sum(f.files.get(METRICS_FILE, (0, 0))[0] for job in jobs for f, _ in job.changed)
+    size = sum(job.work for job in jobs)
     count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     alone = count < 2 or (workers is None and size < BYTES_WORTH_PROCESSES)
     pool = None if alone else _pool(count)

@@ -42,6 +42,9 @@ INT64 = range(-(2**63), 2**63)
 """Integers that Arrow holds; larger ones are kept as text."""
 INT32 = range(-(2**31), 2**31)
 
+_ENCODER = json.JSONEncoder(default=str)
+"""Kept: ``json.dumps`` builds another for every call with a default."""
+
 
 def join(first: Kind, second: Kind) -> Kind:
     """Return the kind that holds values of both kinds without loss of meaning."""
@@ -112,7 +115,7 @@ def conform(table: pa.Table, have: Mapping[str, Kind], want: Mapping[str, Kind])
 
 def json_text(value: object) -> str:
     """Return compact JSON; NaN and the infinities are written as Python's json does."""
-    return json.dumps(value, default=str)
+    return _ENCODER.encode(value)
 
 
 def encodable(text: str) -> str:
