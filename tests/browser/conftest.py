@@ -206,6 +206,16 @@ def write_small(root: Path) -> Path:
     return report_of(root, "small")
 
 
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """The report of one run that has left nothing but its name."""
+    directory = tmp_path / "multirun" / "alone" / "x"
+    directory.mkdir(parents=True)
+    record = {"version": 1, "sweep": "alone", "config": {}}
+    (directory / "run.json").write_text(json.dumps(record))
+    return report_of(tmp_path, "alone")
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of 1,000 runs of 100 steps and 6 metrics."""

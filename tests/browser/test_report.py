@@ -246,6 +246,13 @@ def test_the_policy_lets_no_other_script_run(page, window) -> None:
     window.errors.clear()
 
 
+def test_no_button_sends_a_chart_anywhere(page) -> None:
+    scroll_through(page)
+    titles = "[...document.querySelectorAll('.modebar-btn')].map((b) => b.dataset.title)"
+    assert set(page.evaluate(titles)) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}
+    assert data(page, "curve-chart", "_context.plotlyServerURL") == ""
+
+
 def test_the_heatmap_agrees_with_the_one_of_the_tables(page, small) -> None:
     drawn(page, "heatmap-chart")
     expected = heatmap("lr", "optimizer", sweep="small", store=small.parent / "store")
@@ -298,6 +305,15 @@ def test_nothing_makes_the_page_scroll_sideways(page, width) -> None:
 def test_without_javascript_it_says_what_it_is(visit, small) -> None:
     with visit(small, java_script_enabled=False) as seen:
         expect(seen.page.locator("body")).to_contain_text("python -m analysis table")
+        seen.faultless()
+
+
+def test_a_run_without_anything_has_a_page_too(visit, alone) -> None:
+    with visit(alone) as seen:
+        seen.page.locator("#parallel").scroll_into_view_if_needed()
+        expect(seen.page.locator("#curve-chart")).to_contain_text("No run has logged a metric")
+        expect(seen.page.locator("#parallel-chart")).to_contain_text("No setting varies")
+        expect(seen.page.locator(ROWS)).to_have_count(1)
         seen.faultless()
 
 

@@ -1,9 +1,10 @@
 // What all charts share: drawn when they come near the screen, in the colours of the page, with tips.
 
 const charts = [];
+// Plotly's own set of buttons holds one that uploads the chart to its makers; the page names its own.
 const CONFIG = {
-  responsive: true, displaylogo: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+  responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 };
 
 /**
@@ -11,8 +12,12 @@ const CONFIG = {
  * `tip(point)` returns [title, rows], `click(point)` does what a click means.
  */
 function addChart(id, keys, draw) {
-  const chart = { node: byId(id), draw, near: false, stale: true, drawn: null, last: null };
+  const chart = { node: byId(id), draw, near: false, stale: true, drawn: null, pressed: 0 };
   charts.push(chart);
+  chart.node.addEventListener("pointerdown", (event) => {
+    const box = chart.node.querySelector(".nsewdrag")?.getBoundingClientRect();
+    if (box) chart.pressed = (event.clientX - box.x) / box.width;
+  }, true);
   whenever(keys, () => refresh(chart));
   return chart;
 }
@@ -37,10 +42,13 @@ function refresh(chart) {
   if (typeof made === "string") {
     if (chart.drawn) Plotly.purge(chart.node);
     chart.drawn = null;
+    delete chart.node.dataset.listens;
+    chart.node.classList.add("void");
     fill(chart.node, el("p", { class: "empty" }, made));
     return;
   }
   chart.drawn = made;
+  chart.node.classList.remove("void");
   if (!chart.node.classList.contains("js-plotly-plot")) fill(chart.node);
   Plotly.react(chart.node, made.traces, { ...layoutOf(), ...made.layout }, CONFIG);
   if (!chart.node.dataset.listens) listen(chart);
@@ -56,12 +64,7 @@ function listen(chart) {
   });
   on("plotly_unhover", hideTip);
   on("plotly_click", ({ points }) => chart.drawn?.click?.(points[0]));
-  let pressed = 0;
-  chart.node.addEventListener("pointerdown", (event) => {
-    const box = chart.node.querySelector(".nsewdrag")?.getBoundingClientRect();
-    if (box) pressed = (event.clientX - box.x) / box.width;
-  }, true);
-  on("plotly_selected", (found) => found?.range && chart.drawn?.selected?.(found.range, pressed));
+  on("plotly_selected", (found) => found?.range && chart.drawn?.selected?.(found.range, chart.pressed));
 }
 
 function layoutOf() {

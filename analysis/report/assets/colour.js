@@ -8,11 +8,11 @@ const VIRIDIS = ["#440154", "#482878", "#3e4a89", "#31688e", "#26838f", "#1f9d8a
 const MOST_GROUPS = 10;
 
 const STATES = {
-  completed: ["#00795a", "#45c79b"], running: ["#0072b2", "#56b4e9"], pending: ["#7d8a99", "#8d99a8"], planned: ["#aab4bf", "#5d6875"],
+  completed: ["#00795a", "#45c79b"], running: ["#0072b2", "#56b4e9"], pending: ["#7d8a99", "#8d99a8"], planned: ["#aab4bf", "#5d6875"], unknown: ["#7d8a99", "#8d99a8"],
   diverged: ["#cc79a7", "#d991b9"], failed: ["#c44a00", "#e8743b"],
 };
 const kinds = () => (dark.matches ? KINDS_DARK : KINDS_LIGHT);
-const stateColour = (state) => (STATES[state ?? "completed"] ?? ["#b07800", "#e6b422"])[dark.matches ? 1 : 0];
+const stateColour = (state) => (STATES[state ?? "unknown"] ?? ["#b07800", "#e6b422"])[dark.matches ? 1 : 0];
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 /** Return viridis at a share between 0 and 1, without the end that fades into the background. */

@@ -3,7 +3,7 @@
 function drawTiles() {
   const best = bestRun(), column = columnOf.get(measure);
   const counts = stateCounts();
-  const problems = counts.filter(([state]) => !["completed", "running", "pending", "planned"].includes(state)).reduce((sum, [, n]) => sum + n, 0);
+  const problems = everyRun.filter((run) => !hopeful(run)).length;
   const tiles = [
     best === null ? tile("Best run", "none yet", "no run has completed with a result", true)
       : tile(`Best ${column.label}`, figures(column.values[best]), labelOf(best), true, () => showDetails(best)),
@@ -120,8 +120,7 @@ function drawProvenance() {
     const differs = values.length > 1 && !["host", "SLURM job", "GPU"].includes(name) ? el("span", { class: "differs" }, `${values.length} differ`) : null;
     return el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, el("div", { class: "values" }, differs, some)));
   });
-  const again = report.again ? [el("h3", { style: { marginTop: "1rem" } }, "The whole sweep again (submits only what is missing)"), command(report.again)] : [];
-  fill("provenance-list", el("table", {}, el("tbody", {}, rows)), again);
+  fill("provenance-list", rows.length ? el("table", {}, el("tbody", {}, rows)) : el("p", { class: "empty" }, "The runs have left no record of it."));
 }
 
 function noteThinning() {

@@ -24,8 +24,8 @@ function startFilter() {
   };
   const clear = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => setFilter("") }, "Clear");
   filterInput.addEventListener("input", apply);
-  fill("filterbar", el("div", { class: "line" }, filterInput, count, clear), wrong,
-    el("span", { class: "hint" }, `Words and comparisons, all of which must hold, e.g. ${examples.join("  ")}. Table, curves, heatmap and parallel coordinates follow it.`));
+  fill("filterbar", el("div", { class: "line" }, filterInput, count, clear), wrong);
+  fill("filter-hint", `Words and comparisons, all of which must hold, e.g. ${examples.join("  ")}. Table, curves, heatmap and parallel coordinates follow it.`);
   apply();
 }
 

@@ -251,7 +251,7 @@ function drawParallel() {
   // Plotly lets a range be dragged only where there are markers.
   traces.push({ x: axes.map((_, k) => k), y: axes.map(() => 0.5), mode: "markers", type: "scatter", marker: { opacity: 0 }, hoverinfo: "skip" });
   owners.push(axes.map(() => null));
-  byId("parallel-chart").style.minWidth = `${96 * axes.length}px`;
+  byId("parallel-chart").style.minWidth = `${80 * axes.length}px`;
   noteParallel(axes, ranges, runs.filter((_, i) => inside[i]));
   const tick = (k, [height, text]) => ({ x: k, y: height, text: escaped(text), showarrow: false, xanchor: k ? "left" : "right", xshift: k ? 6 : -6, font: { size: 11, color: ink("soft") }, bgcolor: ink("card"), opacity: 0.88, borderpad: 1 });
   const title = (k, text) => ({ x: k, y: 1, yshift: 22, text: escaped(clipped(text, 15)), showarrow: false, font: { size: 12.5, color: ink("ink") } });
