@@ -24,7 +24,7 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import TrainConfig
-from trainer.model import GPT
+from trainer.model import build_model
 from trainer.optim import build_optimizer
 from trainer.optim.division import group_record, with_our_options
 from trainer.snapshot import HostCopy
@@ -219,7 +219,7 @@ def weights_to_validate(
     """
     _refuse_other(directory, state, "model_config", asdict(config.model))
     _refuse_other(directory, state, "optimizer_name", config.optimizer.name)
-    model = GPT(config.model, config.training.context_length).to(device)
+    model = build_model(config.model, config.training.context_length).to(device)
     model.load_state_dict(state["model"])
     # The kernels of where it was trained need not run here.
     optimizer = build_optimizer(model, replace(config.optimizer, backend="auto"))
