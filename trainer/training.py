@@ -11,8 +11,9 @@ import torch
 from rundir.errors import IllegalValue
 from trainer.compilation import compiled
 from trainer.config import TrainConfig
-from trainer.data.batches import Batch, TrainingOrder, validation_batches
+from trainer.data.batches import Batch, validation_batches
 from trainer.data.corpus import load_corpus
+from trainer.data.prefetch import training_batches
 from trainer.determinism import be_deterministic
 from trainer.model import build_model
 from trainer.optim import build_optimizer, lr_factor
@@ -61,12 +62,11 @@ class Training:
         torch.manual_seed(config.seed)
         corpus = load_corpus(config.data)
         self.train_tokens, self._validation = len(corpus.train), corpus.validation
-        tokens = len(corpus.train) + len(corpus.validation)
-        config.check_length(tokens)
-        self.total_steps = config.total_steps(tokens)
+        config.check_length(corpus.sizes)
+        self.total_steps = config.total_steps(len(corpus.train))
         params = config.training
-        self._order = TrainingOrder(
-            corpus.train, params.context_length, config.seed, rank=ranks.rank, world=ranks.size
+        self._batches = training_batches(
+            corpus.train, config, self.total_steps, device, rank=ranks.rank, world=ranks.size
         )
         self.model = build_model(config.model, params.context_length).to(device)
         self.model.activation_checkpointing = params.activation_checkpointing
@@ -91,7 +91,7 @@ class Training:
         sequences = params.tokens_processed // params.context_length
         micro_batches = sequences // params.batch_size
         loss = torch.zeros((), device=self.device)
-        parts = self._order.micro_batches(step, sequences, params.batch_size)
+        parts = self._batches(step)
         for number, batch in enumerate(parts, start=1):
             with accumulating(self._averaging, last=number == micro_batches):
                 part = self._loss(self._training_forward, batch) / micro_batches

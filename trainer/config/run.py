@@ -14,7 +14,7 @@ from trainer.config.hugging_face import HuggingFaceConfig
 from trainer.config.logging import LoggingParams
 from trainer.config.model import GPTConfig
 from trainer.config.training import TrainingParams
-from trainer.data.sources import TOKENIZERS, count_tokens, split
+from trainer.data.sources import TOKENIZERS, Splits, sizes
 from trainer.fields import from_mapping
 from trainer.optim.params import OptimizerParams, optimizer_params
 
@@ -63,9 +63,9 @@ class TrainConfig:
             self.model.vocab_size,
             f"at least {vocabulary}, the vocabulary of tokenizer {self.data.tokenizer}",
         )
-        tokens = count_tokens(self.data.name, self.data.tokenizer, self.data.path)
-        if tokens is not None:
-            self.check_length(tokens)
+        known = sizes(self.data.name, self.data.tokenizer, self.data.path)
+        if known is not None:
+            self.check_length(known)
 
     def _check_model(self) -> None:
         """Refuse a context that the model is too short for, and muP where there is no rule for it.
@@ -89,25 +89,26 @@ class TrainConfig:
         same = base is None or own in {None, base}
         require(same, key, base, f"{own}, as optimizer.optimizer_params.mup_base_n_embd, or null")
 
-    def check_length(self, tokens: int) -> None:
-        """Refuse data of ``tokens`` tokens that holds no whole sequence, or no whole step.
+    def check_length(self, tokens: Splits) -> None:
+        """Refuse data that holds no whole sequence, or no whole step.
 
         Raises:
             UserError: the context is too long for a split, or num_epochs passes make no step.
         """
         training = self.training
-        longest = min(split(tokens)) - 1
+        longest = min(tokens) - 1
         require(
             training.context_length <= longest,
             "training.training_params.context_length",
             training.context_length,
-            f"at most {longest}: {self.data.name} has {tokens} tokens, a tenth for validation",
+            f"at most {longest}: {self.data.name} has {sum(tokens)} tokens, "
+            f"{self.data.validation_share(tokens)} for validation",
         )
         require(
-            self.total_steps(tokens) >= 1,
+            self.total_steps(tokens.train) >= 1,
             "training.training_params.tokens_processed",
             training.tokens_processed,
-            f"at most {training.num_epochs * split(tokens)[0]}, the tokens of "
+            f"at most {training.num_epochs * tokens.train}, the tokens of "
             f"{training.num_epochs} epoch(s), or max_steps given",
         )
 
@@ -126,9 +127,9 @@ class TrainConfig:
         )
 
     def total_steps(self, tokens: int) -> int:
-        """Optimizer steps of the whole run on data of ``tokens`` tokens."""
+        """Optimizer steps of the whole run with ``tokens`` tokens to train on."""
         training = self.training
-        passes = training.num_epochs * split(tokens)[0] // training.tokens_processed
+        passes = training.num_epochs * tokens // training.tokens_processed
         return passes if training.max_steps is None else training.max_steps
 
     @classmethod

@@ -5,13 +5,19 @@ Shapes: B sequences of a micro-batch, T context length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from trainer.data.shards import TokenShards
+from trainer.data.shuffle import KeyedPermutation
+
+Tokens = NDArray[Any] | TokenShards
+"""A split in memory, (N,), or mapped from files."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Inputs and targets, int64 (B, T); the targets are the inputs one token later."""
@@ -25,11 +31,29 @@ class TrainingOrder:
     """
 
     def __init__(
-        self, tokens: NDArray[Any], context: int, seed: int, *, rank: int = 0, world: int = 1
+        self,
+        tokens: Tokens,
+        context: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        pinned: bool = False,
     ) -> None:
-        """Take ``tokens`` (N,) with N > context; memory beyond them is 8 bytes per window."""
+        """Take ``tokens`` (N,) with N > context.
+
+        Memory beyond them is 8 bytes a window for tokens in memory, and none for those in files.
+
+        Args:
+            tokens: the training split.
+            context: T.
+            seed: of the run.
+            rank: whose rows, of every ``world``.
+            world: number of ranks.
+            pinned: whether batches lie in page-locked memory, which a GPU copies from by itself.
+        """
         self._tokens, self._context, self._seed = tokens, context, seed
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._pinned = rank, world, pinned
         self._windows = max(1, (len(tokens) - context) // context)
         self._starts_of_pass = lru_cache(maxsize=2)(self._draw_starts)
 
@@ -45,22 +69,30 @@ class TrainingOrder:
         rows = batch // self._world
         first = step * sequences + self._rank * rows
         for at in range(first, first + sequences, batch):
-            starts = np.array([self._start(position) for position in range(at, at + rows)])
-            yield cut(self._tokens, starts, self._context)
+            yield cut(self._tokens, self._starts(at, rows), self._context, pinned=self._pinned)
 
-    def _start(self, position: int) -> int:
-        epoch, index = divmod(position, self._windows)
-        return int(self._starts_of_pass(epoch)[index])
+    def _starts(self, position: int, count: int) -> NDArray[np.int64]:
+        """Return where the windows at ``count`` positions begin; they may cross into a new pass."""
+        epochs, indices = np.divmod(np.arange(position, position + count), self._windows)
+        starts = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            starts[here] = self._starts_of_pass(epoch)(indices[here])
+        return starts
 
-    def _draw_starts(self, epoch: int) -> NDArray[np.int64]:
+    def _draw_starts(self, epoch: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
         slack = len(self._tokens) - 1 - self._windows * self._context
         offset = random.integers(slack + 1)
-        return random.permutation(self._windows) * self._context + offset
+        if isinstance(self._tokens, TokenShards):
+            shuffled = KeyedPermutation(self._windows, random)
+            return lambda indices: shuffled(indices) * self._context + offset
+        starts = random.permutation(self._windows) * self._context + offset
+        return lambda indices: starts[indices]
 
 
 def validation_batches(
-    tokens: NDArray[Any], context: int, batch: int, wanted: int, *, rank: int = 0, world: int = 1
+    tokens: Tokens, context: int, batch: int, wanted: int, *, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """Yield this rank's batches of windows spread evenly over the validation split.
 
@@ -81,8 +113,14 @@ def validation_batches(
         yield cut(tokens, starts[at : at + batch], context)
 
 
-def cut(tokens: NDArray[Any], starts: NDArray[np.int64], context: int) -> Batch:
-    """Return the windows that begin at ``starts`` (B,), as inputs and targets."""
-    rows = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
-    windows = torch.from_numpy(rows)
+def cut(tokens: Tokens, starts: NDArray[np.int64], context: int, *, pinned: bool = False) -> Batch:
+    """Return the windows that begin at ``starts`` (B,), as inputs and targets.
+
+    Each token is copied once, from where it lies into the batch.
+    """
+    windows = torch.empty(len(starts), context + 1, dtype=torch.int64, pin_memory=pinned)
+    if isinstance(tokens, TokenShards):
+        tokens.read(starts, windows.numpy())
+    else:
+        windows.numpy()[:] = tokens[starts[:, None] + np.arange(context + 1)]
     return windows[:, :-1], windows[:, 1:]

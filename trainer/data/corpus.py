@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import lzma
 import os
 from dataclasses import dataclass
@@ -17,8 +18,14 @@ from numpy.typing import NDArray
 from rundir import OptsweepError, UserError
 from rundir.files import replacing
 from trainer.config import DatasetConfig
-from trainer.data.sources import split, text_files
+from trainer.data.batches import Tokens
+from trainer.data.catalogue import PREPARED, shards_of
+from trainer.data.manifest import TRAINING, VALIDATION, prepared
+from trainer.data.shards import TokenShards
+from trainer.data.sources import Splits, split, text_files
 from trainer.data.tokenizers import VOCAB_BPE_SHA256, ByteTokenizer, Gpt2Tokenizer
+
+log = logging.getLogger(__name__)
 
 SHAKESPEARE_SHA256 = "7625c79c726a206afb243c18921d1ea48acb56a6a1ae60e1678eb8b6e2cf4ecc"
 """Of the uncompressed text."""
@@ -29,22 +36,30 @@ CACHE_VARIABLE = "OPTSWEEP_CACHE"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids, uint8 or uint16: the training split, and the validation split that follows it."""
+    """Token ids, uint8 or uint16, of the two splits."""
 
-    train: NDArray[Any]
-    validation: NDArray[Any]
+    train: Tokens
+    validation: Tokens
+
+    @property
+    def sizes(self) -> Splits:
+        """Tokens of each."""
+        return Splits(len(self.train), len(self.validation))
 
 
 def load_corpus(config: DatasetConfig) -> Corpus:
-    """Read and tokenize a dataset.
+    """Read and tokenize a dataset, or map the shards of one that is prepared.
 
     Costs about 0.1 s for ``shakespeare`` in bytes. GPT-2 tokens are kept in the cache directory,
     under the hash of the text.
 
     Raises:
-        UserError: a file can't be read as UTF-8, or the tokenizer is missing.
+        UserError: a file can't be read as UTF-8, the tokenizer is missing, or a shard is missing
+            or not what it should be.
         OptsweepError: the embedded text is damaged.
     """
+    if config.name in PREPARED:
+        return _shards(config)
     text = _shakespeare() if config.name == "shakespeare" else _text(config.path or "")
     if config.tokenizer == "bytes":
         tokens: NDArray[Any] = ByteTokenizer().encode(text)
@@ -52,6 +67,22 @@ def load_corpus(config: DatasetConfig) -> Corpus:
         tokens = _gpt2_tokens(text, config.vocab_bpe)
     training, _ = split(len(tokens))
     return Corpus(tokens[:training], tokens[training:])
+
+
+def _shards(config: DatasetConfig) -> Corpus:
+    directory = shards_of(config.name, config.path)
+    manifest = prepared(config.name, directory)
+    train, validation = (TokenShards(directory, manifest, s) for s in (TRAINING, VALIDATION))
+    content = hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode())
+    log.info(
+        "%s: %d tokens in %d shards of %s, content %s",
+        config.name,
+        len(train) + len(validation),
+        len(manifest.shards),
+        directory,
+        content.hexdigest()[:12],
+    )
+    return Corpus(train, validation)
 
 
 def _shakespeare() -> str:

@@ -5,38 +5,64 @@ from __future__ import annotations
 import glob
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from rundir import UserError
+from rundir.errors import IllegalValue
+from trainer.data.catalogue import PREPARED, shards_of
+from trainer.data.manifest import TRAINING, VALIDATION, prepared
 
 TOKENIZERS = {"bytes": 256, "gpt2": 50257}
 """Vocabulary of each tokenizer."""
 
+TOKENIZER_HASHES = {"gpt2": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"}
+"""SHA-256 of GPT-2's published vocab.bpe, from which its tokens follow."""
+
 SHAKESPEARE_TOKENS = {"bytes": 1_188_824, "gpt2": 360_175}
 """Tokens of the dataset ``shakespeare`` under each tokenizer."""
 
-DATASETS = ("shakespeare", "text")
+DATASETS = ("shakespeare", "text", *PREPARED)
 """The legal ``data.dataset.name``s."""
 
 VALIDATION_PART = 10
-"""The last 1/VALIDATION_PART of the tokens, rounded down, is the validation split."""
+"""The last 1/VALIDATION_PART of the tokens, rounded down, is the validation split; prepared
+datasets have one of their own."""
 
 
-def split(tokens: int) -> tuple[int, int]:
+class Splits(NamedTuple):
+    """How many tokens there are."""
+
+    train: int
+    validation: int
+
+
+def split(tokens: int) -> Splits:
     """Return how many of ``tokens`` tokens are for training and, after those, for validation."""
     validation = tokens // VALIDATION_PART
-    return tokens - validation, validation
+    return Splits(tokens - validation, validation)
 
 
-def count_tokens(dataset: str, tokenizer: str, path: str | None) -> int | None:
-    """Return the tokens of a dataset; None where only tokenizing would tell.
+def sizes(dataset: str, tokenizer: str, path: str | None) -> Splits | None:
+    """Return the tokens of a dataset's splits; None where only tokenizing would tell.
 
     Raises:
-        UserError: ``path`` matches no file.
+        UserError: ``path`` matches no file, or the dataset is not prepared.
     """
+    if dataset in PREPARED:
+        return _prepared_sizes(dataset, tokenizer, path)
     if dataset == "shakespeare":
-        return SHAKESPEARE_TOKENS[tokenizer]
+        return split(SHAKESPEARE_TOKENS[tokenizer])
     size = sum(os.path.getsize(file) for file in text_files(path or ""))
-    return size if tokenizer == "bytes" else None
+    return split(size) if tokenizer == "bytes" else None
+
+
+def _prepared_sizes(dataset: str, tokenizer: str, path: str | None) -> Splits:
+    directory = shards_of(dataset, path)
+    manifest = prepared(dataset, directory)
+    if (manifest.tokenizer, manifest.tokenizer_sha256) != (tokenizer, TOKENIZER_HASHES[tokenizer]):
+        must = f"{manifest.tokenizer} ({manifest.tokenizer_sha256[:8]}), as in {directory}"
+        raise IllegalValue("data.dataset.tokenizer", tokenizer, must)
+    return Splits(manifest.total(TRAINING), manifest.total(VALIDATION))
 
 
 def text_files(path: str) -> list[Path]:
