@@ -9,6 +9,8 @@ import yaml
 
 import sweeps
 from sweeps.planning import tasks
+from trainer import prepare
+from trainer.data.catalogue import PREPARED
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "data", "training", "optimizer", "logging", "paths", "cluster", "debug")
@@ -30,8 +32,36 @@ def needed(group: str, option: str) -> list[str]:
     return []
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each dataset that is to be prepared, of a page of text."""
+    home = tmp_path_factory.mktemp("data")
+    page = home / "page.txt"
+    page.write_text((ROOT / "docs" / "optimizers.md").read_text())
+    size = ("--tokens", "2000", "--val-tokens", "500", "--workers", "0", "--source", str(page))
+    for name in PREPARED:
+        assert prepare.main([name, *size, "--out", str(home / name)]) == 0
+    return home
+
+
+def test_every_prepared_dataset_has_a_config():
+    assert set(PREPARED) <= set(options("data"))
+
+
+@pytest.mark.parametrize("name", list(PREPARED))
+def test_prepared_data_composes_and_passes_the_check(name, data, monkeypatch):
+    monkeypatch.setenv("OPTSWEEP_DATA", str(data))
+    tasks.check(sweeps.compose([f"data={name}"]).resolved)
+
+
 @pytest.mark.parametrize(
-    ("group", "option"), [(group, option) for group in GROUPS for option in options(group)]
+    ("group", "option"),
+    [
+        (group, option)
+        for group in GROUPS
+        for option in options(group)
+        if (group, option) not in {("data", name) for name in PREPARED}
+    ],
 )
 def test_option_composes_and_passes_the_check(group, option):
     prefix = "+" if group == "logging" else ""

@@ -16,6 +16,7 @@ ALLOWED = {
     "rundir": {"rundir"},
     "trainer": {
         "datasets",
+        "huggingface_hub",
         "numpy",
         "rich",
         "rundir",
