@@ -48,6 +48,8 @@ test: check ## check, then every test
 	@tests/slurm/install.sh || [ -z "$$CI" ]
 	$(heading) 'browser: set up'
 	@tests/browser/install.sh || [ -z "$$CI" ]
+	$(heading) 'corpus: fetch'
+	@tests/corpus/install.sh || [ -z "$$CI" ]
 	$(heading) 'pytest'
 	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
@@ -70,7 +72,7 @@ slurm: ## install SLURM for tests: by apt-get as root, else unpacked under .slur
 	@tests/slurm/install.sh
 
 clean: ## remove .venv, caches and build products; never results
-	rm -rf .venv .slurm/root .slurm/log build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .corpus .slurm/root .slurm/log build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find analysis hydra_plugins rundir sweeps tests trainer -name __pycache__ -prune -exec rm -rf {} +
 
 # The base does for the demo, and spares it half a minute and 0.8 GB of test tools and Triton.

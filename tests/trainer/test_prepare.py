@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -21,7 +23,7 @@ import pytest
 
 from trainer import prepare
 from trainer.data.catalogue import PREPARED, shards_of
-from trainer.data.corpus import _shakespeare
+from trainer.data.corpus import load_shakespeare
 from trainer.data.documents import documents, files_source
 from trainer.data.manifest import MANIFEST_FILE, Manifest, Position
 from trainer.data.preparation import Preparation
@@ -31,7 +33,7 @@ from trainer.data.tokenizing import Tokenized, tokenized
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ("--workers", "0", "--tokens", "2000", "--val-tokens", "500", "--shard-tokens", "600")
-SPEECHES = [speech.strip() for speech in _shakespeare()[:60_000].split("\n\n")]
+SPEECHES = [speech.strip() for speech in load_shakespeare()[:60_000].split("\n\n")]
 
 
 @pytest.fixture(autouse=True)
@@ -96,19 +98,18 @@ def test_shards_hold_the_documents_in_order_each_behind_an_end_of_text(
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "txt"])
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "txt"])
 def test_every_kind_of_file_gives_the_same_tokens(kind: str, tmp_path: Path) -> None:
-    import gzip
-
     texts = SPEECHES if kind != "txt" else ["\n\n".join(SPEECHES)]
     lines = "".join(json.dumps({"body": text, "n": 1}) + "\n" for text in texts)
     path = tmp_path / f"x.{kind}"
     if kind == "txt":
         path.write_text(texts[0])
+    elif kind == "jsonl.zst":
+        zstandard = pytest.importorskip("zstandard", reason="the extra [data] is not installed")
+        path.write_bytes(zstandard.compress(lines.encode()))
     else:
-        opener = gzip.open if kind.endswith("gz") else open
-        with opener(path, "wt") as file:
-            file.write(lines)
+        path.write_bytes(lines.encode() if kind == "jsonl" else gzip.compress(lines.encode()))
     column = () if kind == "txt" else ("--column", "body")
     assert run("fineweb1B", *SMALL, "--source", str(path), *column, "--out", "out") == 0
     expected = Gpt2Tokenizer().encode_documents(texts)[:2500]
@@ -236,10 +237,10 @@ def children(pid: int) -> list[int]:
 
 
 def test_ctrl_c_and_kill_lose_nothing_and_leave_no_process(tmp_path: Path) -> None:
-    text = _shakespeare()
-    speeches = [text[at : at + 4000] for at in range(0, len(text), 4000)] * 5
+    text = load_shakespeare()
+    speeches = [text[at : at + 4000] for at in range(0, len(text), 4000)] * 3
     pq.write_table(pa.table({"text": speeches}), "plays.parquet", row_group_size=64)
-    size = ("--tokens", "1200000", "--val-tokens", "20000", "--shard-tokens", "20000")
+    size = ("--tokens", "900000", "--val-tokens", "15000", "--shard-tokens", "15000")
     begin = ("finewebmini", *size, "--source", "plays.parquet")
     directory = Path("data/finewebmini")
 
@@ -303,6 +304,24 @@ def test_the_hub_out_of_reach_is_one_line_that_says_what_to_do(tmp_path: Path) -
     assert "add --source FILES (.parquet, .jsonl or .txt)" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [("datasets", "fineweb1B"), ("zstandard", "slim_pajama1B")]
+)
+def test_a_missing_package_is_named(
+    package: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
+    )
+    assert run(name) == 2
+    said = f"error: preparing data needs {package}: pip install optsweep[data]\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_repository_with_configurations_is_streamed_by_its_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rundir import Preempted, Run, UserError, exit_code_of, read_json
 from rundir.files import iter_metrics
 from trainer import DatasetConfig, TrainConfig, prepare
 from trainer.data.batches import TrainingOrder, cut, validation_batches
-from trainer.data.corpus import _shakespeare, load_corpus
+from trainer.data.corpus import load_corpus, load_shakespeare
 from trainer.data.manifest import MANIFEST_FILE, TRAINING, VALIDATION, prepared
 from trainer.data.shards import HEADER_BYTES, TokenShards
 
@@ -26,7 +26,7 @@ Change = Callable[..., Mapping]
 
 
 def prepare_plays(directory: Path, shard_tokens: int) -> Path:
-    texts = [speech.strip() for speech in _shakespeare()[:60_000].split("\n\n")]
+    texts = [speech.strip() for speech in load_shakespeare()[:60_000].split("\n\n")]
     plays = directory.parent / "plays.jsonl"
     plays.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     size = ("--tokens", "9000", "--val-tokens", "700", "--shard-tokens", str(shard_tokens))
@@ -69,9 +69,9 @@ def test_windows_are_those_of_one_array_across_the_ends_of_shards(plays: Path) -
 
 
 def test_reading_maps_the_files_and_loads_none(plays: Path) -> None:
-    tokens = opened(plays)
-    assert all(isinstance(part, np.memmap) for part in tokens._parts)
-    assert all(not part.flags.owndata for part in tokens._parts)
+    for part in opened(plays)._parts:
+        assert isinstance(part.base, np.memmap)
+        assert not part.flags.writeable
 
 
 def starts(order: TrainingOrder, step: int, sequences: int, batch: int) -> list[list[int]]:

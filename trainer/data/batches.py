@@ -19,6 +19,9 @@ from trainer.data.shuffle import KeyedPermutation
 Tokens = NDArray[Any] | TokenShards
 """A split in memory, (N,), or mapped from files."""
 
+BLOCK = 1024
+"""Positions whose windows are looked up at once: one by one that costs as much as reading them."""
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Inputs and targets, int64 (B, T); the targets are the inputs one token later."""
 
@@ -56,6 +59,7 @@ class TrainingOrder:
         self._rank, self._world, self._pinned = rank, world, pinned
         self._windows = max(1, (len(tokens) - context) // context)
         self._starts_of_pass = lru_cache(maxsize=2)(self._draw_starts)
+        self._block = lru_cache(maxsize=2)(self._draw_block)
 
     def micro_batches(self, step: int, sequences: int, batch: int) -> Iterator[Batch]:
         """Yield this rank's rows of the micro-batches of one step, in the order of the ranks.
@@ -73,8 +77,16 @@ class TrainingOrder:
 
     def _starts(self, position: int, count: int) -> NDArray[np.int64]:
         """Return where the windows at ``count`` positions begin; they may cross into a new pass."""
-        epochs, indices = np.divmod(np.arange(position, position + count), self._windows)
-        starts = np.empty(count, dtype=np.int64)
+        first, last = position // BLOCK, (position + count - 1) // BLOCK
+        blocks = [self._block(number) for number in range(first, last + 1)]
+        starts = blocks[0] if first == last else np.concatenate(blocks)
+        return starts[position - first * BLOCK :][:count]
+
+    def _draw_block(self, number: int) -> NDArray[np.int64]:
+        """Return where the windows at the positions of a block begin."""
+        positions = np.arange(number * BLOCK, (number + 1) * BLOCK)
+        epochs, indices = np.divmod(positions, self._windows)
+        starts = np.empty(BLOCK, dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             starts[here] = self._starts_of_pass(epoch)(indices[here])

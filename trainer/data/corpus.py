@@ -60,7 +60,7 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     """
     if config.name in PREPARED:
         return _shards(config)
-    text = _shakespeare() if config.name == "shakespeare" else _text(config.path or "")
+    text = load_shakespeare() if config.name == "shakespeare" else _text(config.path or "")
     if config.tokenizer == "bytes":
         tokens: NDArray[Any] = ByteTokenizer().encode(text)
     else:
@@ -85,7 +85,12 @@ def _shards(config: DatasetConfig) -> Corpus:
     return Corpus(train, validation)
 
 
-def _shakespeare() -> str:
+def load_shakespeare() -> str:
+    """Return the embedded plays.
+
+    Raises:
+        OptsweepError: they are damaged.
+    """
     packed = (resources.files("trainer.data") / "shakespeare.txt.xz").read_bytes()
     raw = lzma.decompress(packed)
     if hashlib.sha256(raw).hexdigest() != SHAKESPEARE_SHA256:
