@@ -38,6 +38,7 @@ endif
 	  '  python launch.py sweep=adamw_vs_muon cluster=slurm cluster.partition=PARTITION dry_run=true # what a cluster would get' \
 	  '  python -m sweeps rerun multirun/quickstart/nano/shakespeare/muon/lr-0.03-* --verify        # the same losses, to the bit' \
 	  '  python -m sweeps status quickstart' \
+	  '  python -m analysis report quickstart --open                                                # one page: curves, sensitivity, diffs' \
 	  '  python -m analysis table quickstart --all --csv                                            # every column'
 
 demo-slurm: .venv/.base slurm ## the same sweep as jobs of a private SLURM, started and stopped again

@@ -24,6 +24,7 @@ _MORE = {
     "host": "host",
     "job": "job",
     "git_sha": "commit",
+    "sweep": "sweep",
     "index": "index",
     "name": "name",
     "run": "run",

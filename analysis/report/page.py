@@ -30,6 +30,9 @@ SCRIPTS = (
     "charts.js",
     "leaderboard.js",
     "curves.js",
+    "rates.js",
+    "heatmap.js",
+    "parallel.js",
     "settings.js",
     "evidence.js",
     "compare.js",
@@ -101,10 +104,12 @@ def page_of(content: Content, plotly: str) -> str:
 
 
 def plotly_source() -> str:
-    """Return Plotly's JavaScript as its Python package carries it."""
+    """Return Plotly's JavaScript as its Python package carries it, fit for a script element."""
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs())
+    # A browser reads every line end as \n, and the policy's hash is of what it reads.
+    source = str(get_plotlyjs()).replace("\r\n", "\n")
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", source, flags=re.IGNORECASE)
 
 
 def megabytes(size: int) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,22 @@ def test_the_command_writes_one_file_and_says_its_size(store: Path, capsys) -> N
         rf"reports/quickstart.html: 7 runs, {size}, of which \d\.\d MB are Plotly\n", out
     )
     assert f"connects to nothing: {size}, of which" in path.read_text()
+
+
+def test_open_hands_the_page_to_the_browser(store: Path) -> None:
+    browser = store / "browser.sh"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" >{store}/opened\n')
+    browser.chmod(0o755)
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis", "report", "quickstart", "--open"],
+        env={**os.environ, "PYTHONPATH": root, "BROWSER": str(browser)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (store / "opened").read_text() == (store / "reports/quickstart.html").as_uri()
 
 
 def test_the_same_store_gives_the_same_bytes(store: Path) -> None:

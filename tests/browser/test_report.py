@@ -82,6 +82,8 @@ def test_words_and_comparisons_filter_table_and_curves(page) -> None:
     assert page.locator("#curve-legend").inner_text() != before
     page.fill(FILTER, "state=diverged|planned")
     expect(page.locator(ROWS)).to_have_count(2)
+    page.fill(FILTER, 'state=planned|"diverged" lr>=0.3')
+    expect(page.locator(ROWS)).to_have_count(2)
     page.fill(FILTER, "val.loss>=2.0 val.loss<2.2 optimizer!=adamw")
     losses = numbers(column(page, "val loss"))
     assert losses

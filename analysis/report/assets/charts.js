@@ -3,7 +3,10 @@
 const charts = [];
 // Plotly's own set of buttons holds one that uploads the chart to its makers; the page names its own.
 const CONFIG = {
-  responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+  responsive: true,
+  displaylogo: false,
+  showSendToCloud: false,
+  plotlyServerURL: "",
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 };
 
@@ -14,22 +17,29 @@ const CONFIG = {
 function addChart(id, keys, draw) {
   const chart = { node: byId(id), draw, near: false, stale: true, drawn: null, pressed: 0 };
   charts.push(chart);
-  chart.node.addEventListener("pointerdown", (event) => {
-    const box = chart.node.querySelector(".nsewdrag")?.getBoundingClientRect();
-    if (box) chart.pressed = (event.clientX - box.x) / box.width;
-  }, true);
+  chart.node.addEventListener(
+    "pointerdown",
+    (event) => {
+      const box = chart.node.querySelector(".nsewdrag")?.getBoundingClientRect();
+      if (box) chart.pressed = (event.clientX - box.x) / box.width;
+    },
+    true,
+  );
   whenever(keys, () => refresh(chart));
   return chart;
 }
 
 function startCharts() {
-  const observer = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      const chart = charts.find(({ node }) => node === entry.target);
-      chart.near = entry.isIntersecting;
-      if (chart.near && chart.stale) refresh(chart);
-    }
-  }, { rootMargin: "400px" });
+  const observer = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        const chart = charts.find(({ node }) => node === entry.target);
+        chart.near = entry.isIntersecting;
+        if (chart.near && chart.stale) refresh(chart);
+      }
+    },
+    { rootMargin: "400px" },
+  );
   for (const { node } of charts) observer.observe(node);
   dark.addEventListener("change", () => charts.forEach(refresh));
 }
@@ -64,12 +74,18 @@ function listen(chart) {
   });
   on("plotly_unhover", hideTip);
   on("plotly_click", ({ points }) => chart.drawn?.click?.(points[0]));
-  on("plotly_selected", (found) => found?.range && chart.drawn?.selected?.(found.range, chart.pressed));
+  on(
+    "plotly_selected",
+    (found) => found?.range && chart.drawn?.selected?.(found.range, chart.pressed),
+  );
 }
 
 function layoutOf() {
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    showlegend: false,
+    hovermode: "closest",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink("ink") },
     margin: { l: 58, r: 14, t: 14, b: 46 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("soft"), activecolor: ink("accent") },
@@ -79,8 +95,13 @@ function layoutOf() {
 /** Return an axis in the page's colours; the title is a text, not markup. */
 function axis(title, more = {}) {
   return {
-    title: { text: escaped(title), standoff: 8, font: { size: 12.5, color: ink("soft") } }, automargin: true, zeroline: false,
-    gridcolor: ink("grid"), linecolor: ink("line"), tickfont: { color: ink("soft") }, ...more,
+    title: { text: escaped(title), standoff: 8, font: { size: 12.5, color: ink("soft") } },
+    automargin: true,
+    zeroline: false,
+    gridcolor: ink("grid"),
+    linecolor: ink("line"),
+    tickfont: { color: ink("soft") },
+    ...more,
   };
 }
 
@@ -95,10 +116,20 @@ const clipped = (text, most = 28) => (text.length <= most ? text : `${text.slice
 function bounds(values, reach, lower = true) {
   const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
   if (!sorted.length) return null;
-  const lowest = sorted[0], highest = sorted[sorted.length - 1], middle = median(sorted);
+  const lowest = sorted[0],
+    highest = sorted[sorted.length - 1],
+    middle = median(sorted);
   let [low, high] = [lowest, highest];
-  if (lower) high = Math.min(highest, middle + reach * Math.max(middle - lowest, 1e-3 * Math.abs(middle), 1e-12));
-  else low = Math.max(lowest, middle - reach * Math.max(highest - middle, 1e-3 * Math.abs(middle), 1e-12));
+  if (lower)
+    high = Math.min(
+      highest,
+      middle + reach * Math.max(middle - lowest, 1e-3 * Math.abs(middle), 1e-12),
+    );
+  else
+    low = Math.max(
+      lowest,
+      middle - reach * Math.max(highest - middle, 1e-3 * Math.abs(middle), 1e-12),
+    );
   const room = 0.06 * (high - low) || 0.05 * Math.abs(low) || 1;
   return [low - room, high + room];
 }
@@ -106,15 +137,37 @@ function bounds(values, reach, lower = true) {
 /** A legend of buttons that show and hide groups; `hidden` is a set of labels. */
 function legend(id, groups, hidden, redraw, line = true) {
   if (groups.length < 2) return fill(id);
-  return fill(id, groups.map((group) => {
-    const mark = line
-      ? el("i", { class: "stroke", style: { borderTopColor: group.colour, borderTopStyle: group.dash === "solid" ? "solid" : group.dash === "dot" ? "dotted" : "dashed" } })
-      : el("i", { style: { background: group.colour } });
-    const press = () => {
-      if (!hidden.delete(group.label)) hidden.add(group.label);
-      redraw();
-    };
-    const count = group.count === undefined ? null : el("span", { class: "n" }, grouped(group.count));
-    return el("button", { type: "button", class: "chip", "aria-pressed": String(!hidden.has(group.label)), onclick: press }, mark, group.label, count);
-  }));
+  return fill(
+    id,
+    groups.map((group) => {
+      const mark = line
+        ? el("i", {
+            class: "stroke",
+            style: {
+              borderTopColor: group.colour,
+              borderTopStyle:
+                group.dash === "solid" ? "solid" : group.dash === "dot" ? "dotted" : "dashed",
+            },
+          })
+        : el("i", { style: { background: group.colour } });
+      const press = () => {
+        if (!hidden.delete(group.label)) hidden.add(group.label);
+        redraw();
+      };
+      const count =
+        group.count === undefined ? null : el("span", { class: "n" }, grouped(group.count));
+      return el(
+        "button",
+        {
+          type: "button",
+          class: "chip",
+          "aria-pressed": String(!hidden.has(group.label)),
+          onclick: press,
+        },
+        mark,
+        group.label,
+        count,
+      );
+    }),
+  );
 }

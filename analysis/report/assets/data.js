@@ -26,10 +26,13 @@ function numberIn(column, run) {
 }
 
 /** Say whether a run ended well: completed, or written by another program, and not diverged. */
-const sound = (run) => !report.diverged[run] && (stateColumn.values[run] ?? "completed") === "completed";
+const sound = (run) =>
+  !report.diverged[run] && (stateColumn.values[run] ?? "completed") === "completed";
 
 /** Say whether a run may still become, or is, a result. */
-const hopeful = (run) => !report.diverged[run] && ["completed", "running", "planned", "pending", null].includes(stateColumn.values[run]);
+const hopeful = (run) =>
+  !report.diverged[run] &&
+  ["completed", "running", "planned", "pending", null].includes(stateColumn.values[run]);
 
 const lowerIsBetter = (key) => columnOf.get(key)?.better !== "high";
 
@@ -45,7 +48,12 @@ const grouped = (value) => Math.round(value).toLocaleString("en-US");
 
 /** Return a count in a short form: 4.6M. */
 function compact(value) {
-  for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [size, unit] of [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (Math.abs(value) >= size) return `${Number((value / size).toPrecision(3))}${unit}`;
   }
   return short(value, 3);
@@ -56,7 +64,8 @@ function duration(seconds) {
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   const two = (number) => String(number).padStart(2, "0");
-  const hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
+  const hours = Math.floor(whole / 3600),
+    minutes = Math.floor(whole / 60) % 60;
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
 }
 
@@ -75,7 +84,12 @@ function figures(value) {
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
   if (size >= 1e5) return compact(value);
-  const text = size !== 0 && size < 1e-3 ? value.toExponential(2) : size >= 1000 ? value.toFixed(0) : value.toPrecision(5);
+  const text =
+    size !== 0 && size < 1e-3
+      ? value.toExponential(2)
+      : size >= 1000
+        ? value.toFixed(0)
+        : value.toPrecision(5);
   return text.replace(/^-/, "−");
 }
 
@@ -85,7 +99,11 @@ function described(run, names) {
   for (const name of names) {
     const value = columnOf.get(name)?.values[run];
     if (value === null || value === undefined) continue;
-    words.push(typeof value === "string" && columnOf.get(name).type === "text" ? value : `${name.split(".").pop()} ${short(value)}`);
+    words.push(
+      typeof value === "string" && columnOf.get(name).type === "text"
+        ? value
+        : `${name.split(".").pop()} ${short(value)}`,
+    );
   }
   return words.join(", ");
 }
@@ -93,13 +111,19 @@ function described(run, names) {
 const labels = new Map();
 /** Return what tells a run from the others, for people. */
 function labelOf(run) {
-  if (!labels.has(run)) labels.set(run, described(run, report.telling) || texts.name[run] || texts.run[run]);
+  if (!labels.has(run))
+    labels.set(run, described(run, report.telling) || texts.name[run] || texts.run[run]);
   return labels.get(run);
 }
 
 /** Return the place of a run's value for sorting: numbers, then what is not finite, then nothing. */
 function compareCells(first, second, down) {
-  const rank = (value) => (value === null || value === undefined ? 2 : value === "NaN" || value === "Infinity" || value === "-Infinity" ? 1 : 0);
+  const rank = (value) =>
+    value === null || value === undefined
+      ? 2
+      : value === "NaN" || value === "Infinity" || value === "-Infinity"
+        ? 1
+        : 0;
   const order = rank(first) - rank(second);
   if (order || rank(first)) return order;
   const sign = down ? -1 : 1;
@@ -112,9 +136,13 @@ function ranked(runs, key = measure) {
   const column = columnOf.get(key);
   if (!column) return [...runs];
   const down = column.better === "high";
-  return [...runs].sort((a, b) => hopeful(b) - hopeful(a) || compareCells(column.values[a], column.values[b], down) || a - b);
+  return [...runs].sort(
+    (a, b) =>
+      hopeful(b) - hopeful(a) || compareCells(column.values[a], column.values[b], down) || a - b,
+  );
 }
 
 const median = (sorted) => sorted[Math.floor((sorted.length - 1) / 2)];
-const quantile = (sorted, share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+const quantile = (sorted, share) =>
+  sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
 const plural = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;

@@ -6,7 +6,8 @@ function el(tag, props = {}, ...children) {
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined) continue;
     if (name === "class") node.className = value;
-    else if (name.startsWith("aria-") || name === "role" || name === "scope" || name === "for") node.setAttribute(name, value);
+    else if (name.startsWith("aria-") || name === "role" || name === "scope" || name === "for")
+      node.setAttribute(name, value);
     else if (name === "style") Object.assign(node.style, value);
     else node[name] = value;
   }
@@ -25,7 +26,8 @@ function fill(target, ...children) {
 
 function choice(label, options, value, onchange) {
   const select = el("select", { "aria-label": label, onchange: () => onchange(select.value) });
-  for (const [key, text] of options) select.append(el("option", { value: key, selected: key === value }, text));
+  for (const [key, text] of options)
+    select.append(el("option", { value: key, selected: key === value }, text));
   return el("label", { class: "field" }, label, select);
 }
 
@@ -37,10 +39,18 @@ function checkbox(label, checked, onchange) {
 /** A command line with a button that copies it. */
 function command(text) {
   const said = el("span", {}, "Copy");
-  const button = el("button", { type: "button", class: "copy", onclick: async () => {
-    fill(said, (await copied(text)) ? "Copied" : "Select it and copy");
-    setTimeout(() => fill(said, "Copy"), 1500);
-  } }, said);
+  const button = el(
+    "button",
+    {
+      type: "button",
+      class: "copy",
+      onclick: async () => {
+        fill(said, (await copied(text)) ? "Copied" : "Select it and copy");
+        setTimeout(() => fill(said, "Copy"), 1500);
+      },
+    },
+    said,
+  );
   return el("div", { class: "command" }, el("code", {}, text), button);
 }
 
@@ -62,7 +72,15 @@ async function copied(text) {
 
 /** Show a tip beside the pointer: a title and rows of two texts. */
 function showTip(at, title, rows) {
-  const tip = fill("tip", el("b", {}, title), el("table", {}, rows.map(([name, value]) => el("tr", {}, el("td", {}, name), el("td", {}, value)))));
+  const tip = fill(
+    "tip",
+    el("b", {}, title),
+    el(
+      "table",
+      {},
+      rows.map(([name, value]) => el("tr", {}, el("td", {}, name), el("td", {}, value))),
+    ),
+  );
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const left = at.clientX + 16 + width > innerWidth ? at.clientX - width - 16 : at.clientX + 16;
@@ -71,4 +89,6 @@ function showTip(at, title, rows) {
   tip.style.top = `${Math.max(4, top)}px`;
 }
 
-const hideTip = () => { byId("tip").hidden = true; };
+const hideTip = () => {
+  byId("tip").hidden = true;
+};

@@ -1,6 +1,16 @@
 // The page from top to bottom.
 
-const SECTIONS = [["overview", "Overview"], ["runs", "Runs"], ["curves", "Curves"], ["rates", "Learning rate"], ["heatmap", "Two settings"], ["parallel", "All settings"], ["compare", "Compare"], ["problems", "Problems"], ["provenance", "Provenance"]];
+const SECTIONS = [
+  ["overview", "Overview"],
+  ["runs", "Runs"],
+  ["curves", "Curves"],
+  ["rates", "Learning rate"],
+  ["heatmap", "Two settings"],
+  ["parallel", "All settings"],
+  ["compare", "Compare"],
+  ["problems", "Problems"],
+  ["provenance", "Provenance"],
+];
 
 let filterInput = null;
 /** Put a text into the filter, and apply it. */
@@ -10,22 +20,51 @@ function setFilter(text) {
 }
 
 function startFilter() {
-  const count = el("span", { class: "count", role: "status" }), wrong = el("span", { class: "error", role: "alert" });
-  const rate = settings.find((column) => column.type === "number"), kind = settings.find((column) => column.type === "text");
+  const count = el("span", { class: "count", role: "status" }),
+    wrong = el("span", { class: "error", role: "alert" });
+  const rate = settings.find((column) => column.type === "number"),
+    kind = settings.find((column) => column.type === "text");
   const value = kind?.values.find((v) => v !== null);
-  const examples = [value ? `${kind.key}=${clipped(String(value), 16)}` : null, rate ? `${rate.key}<${short(Math.max(...everyRun.map((run) => numberIn(rate, run) ?? 0)))}` : null, columnOf.has("final.val.loss") ? "val.loss<2.5" : null, "state!=failed"].filter(Boolean);
-  filterInput = el("input", { type: "search", id: "filter", placeholder: `Filter: ${examples.slice(0, 3).join("  ")}`, "aria-label": "Filter runs", autocomplete: "off", spellcheck: false, value: view.filter });
+  const examples = [
+    value ? `${kind.key}=${clipped(String(value), 16)}` : null,
+    rate
+      ? `${rate.key}<${short(Math.max(...everyRun.map((run) => numberIn(rate, run) ?? 0)))}`
+      : null,
+    columnOf.has("final.val.loss") ? "val.loss<2.5" : null,
+    "state!=failed",
+  ].filter(Boolean);
+  filterInput = el("input", {
+    type: "search",
+    id: "filter",
+    placeholder: `Filter: ${examples.slice(0, 3).join("  ")}`,
+    "aria-label": "Filter runs",
+    autocomplete: "off",
+    spellcheck: false,
+    value: view.filter,
+  });
   const apply = () => {
     const error = applyFilter(filterInput.value);
     filterInput.setAttribute("aria-invalid", String(Boolean(error)));
     fill(wrong, error ?? "");
     clear.hidden = !filterInput.value;
-    fill(count, selection.length === runCount ? plural(runCount, "run") : `${grouped(selection.length)} of ${plural(runCount, "run")}`);
+    fill(
+      count,
+      selection.length === runCount
+        ? plural(runCount, "run")
+        : `${grouped(selection.length)} of ${plural(runCount, "run")}`,
+    );
   };
-  const clear = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => setFilter("") }, "Clear");
+  const clear = el(
+    "button",
+    { type: "button", class: "quiet", hidden: true, onclick: () => setFilter("") },
+    "Clear",
+  );
   filterInput.addEventListener("input", apply);
   fill("filterbar", el("div", { class: "line" }, filterInput, count, clear), wrong);
-  fill("filter-hint", `Words and comparisons, all of which must hold, e.g. ${examples.join("  ")}. Table, curves, heatmap and parallel coordinates follow it.`);
+  fill(
+    "filter-hint",
+    `Words and comparisons, all of which must hold, e.g. ${examples.join("  ")}. Table, curves, heatmap and parallel coordinates follow it.`,
+  );
   apply();
 }
 
@@ -45,7 +84,22 @@ function followAddress() {
 
 function start() {
   byId("scriptless").remove();
-  fill("nav", SECTIONS.map(([id, name]) => el("a", { href: `#${id}`, onclick: (event) => { event.preventDefault(); byId(id).scrollIntoView(); } }, name)));
+  fill(
+    "nav",
+    SECTIONS.map(([id, name]) =>
+      el(
+        "a",
+        {
+          href: `#${id}`,
+          onclick: (event) => {
+            event.preventDefault();
+            byId(id).scrollIntoView();
+          },
+        },
+        name,
+      ),
+    ),
+  );
   startFilter();
   drawTiles();
   drawVerdicts();
@@ -59,11 +113,19 @@ function start() {
   noteThinning();
   whenever(["a", "b"], drawCompare);
   whenever(["hx", "hy", "hm", "rate", "pm"], drawSettingControls);
-  dark.addEventListener("change", () => { drawTiles(); drawCompare(); drawProblems(); });
-  byId("details").addEventListener("click", (event) => { if (event.target === byId("details")) byId("details").close(); });
+  dark.addEventListener("change", () => {
+    drawTiles();
+    drawCompare();
+    drawProblems();
+  });
+  byId("details").addEventListener("click", (event) => {
+    if (event.target === byId("details")) byId("details").close();
+  });
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
   // A section's own address, as that of the link to the report's beginning, holds no choices.
-  addEventListener("hashchange", () => { if (!location.hash || location.hash.includes("=")) followAddress(); });
+  addEventListener("hashchange", () => {
+    if (!location.hash || location.hash.includes("=")) followAddress();
+  });
   // Plotly's script comes after this one.
   document.addEventListener("DOMContentLoaded", startCharts);
 }
