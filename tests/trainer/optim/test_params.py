@@ -242,3 +242,76 @@ def test_an_unknown_schedule_suggests_the_nearest() -> None:
         "unknown lr_schedule constant_linear; must be one of: constant, constant-linear, "
         "exponential_K_G, linear, sqrt, warm-up-cosine, wsd, wsd_D; did you mean constant-linear?"
     )
+
+
+ADAM: dict[str, Any] = {"betas": [0.9, 0.999], "eps": 1e-8}
+MOMO: dict[str, Any] = {"lb": 0.0}
+SPECTRAL: dict[str, Any] = {
+    "momentum": 0.95,
+    "ns_steps": 5,
+    "polar_method": "polar_express",
+    "muon_lr_ratio": 1.0,
+}
+DAP: dict[str, Any] = {
+    "dap_beta1": 0.95,
+    "dap_beta2": 0.999,
+    "momentum": 0,
+    "disable_preconditioning": False,
+    "scalar": False,
+    "ns_pinv_steps": 50,
+    "damping": 0,
+    "nesterov": True,
+    "accelerated": 1e-3,
+    "rcond": 1e-3,
+    "xtx_subsample": None,
+    "mb_subsampling": True,
+    "debug_timing": False,
+    "update_norm": False,
+    "update_opnorm": False,
+}
+GPT_OPT: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "sgd-m": {"momentum": 0.9, "dampening": "momentum"},
+    "sgd-nesterov": {"momentum": 0.9, "dampening": 0},
+    "adam": ADAM,
+    "adamw": ADAM,
+    "nadam": {**ADAM, "momentum_decay": 0},
+    "nadamw": {**ADAM, "momentum_decay": 0, "decoupled_weight_decay": True},
+    "momo": {**MOMO, "beta": 0.9, "bias_correction": False},
+    "momo-star": {**MOMO, "beta": 0.9, "bias_correction": False},
+    "momo-adam": {**MOMO, **ADAM, "divide": True},
+    "momo-adam-star": {**MOMO, **ADAM, "divide": True},
+    "muon": {**SPECTRAL, "betas": [0.95, 0.95]},
+    "scion": SPECTRAL,
+    "muon-momo": {**SPECTRAL, "betas": [0.95, 0.95], "truncate_loss": 3.2},
+    "muonmax-momo": {**SPECTRAL, "betas": [0.95, 0.95], "truncate_loss": 3.2},
+    "sign-gd": {"momentum": 0.95, "nesterov": False},
+    "sign-gd-nonlmo": {"momentum": 0.95, "nesterov": False},
+    "dap-ns-nadam": DAP,
+    "dap-ns-nadam-accel": {**DAP, "accelerated": True},
+}
+"""The keys that its optimizers go by."""
+SCHEDULES = (
+    "constant",
+    "linear",
+    "sqrt",
+    "exponential_60_0.5",
+    "warm-up-cosine",
+    "constant-linear",
+)
+
+
+@pytest.mark.parametrize("name", sorted(GPT_OPT))
+def test_whatever_gpt_opt_can_be_told_can_be_told_here(name: str) -> None:
+    shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["optimizer_params"]
+    own = GPT_OPT[name]
+    assert set(own) <= set(shipped), "an override on the command line must find its key"
+    for schedule in SCHEDULES:
+        common = {"lr": 0.01, "weight_decay": 0, "lr_schedule": schedule, "warm_up_fraction": 0.4}
+        params = optimizer_params({**shipped, **common, **own}, "")
+        assert params.lr_schedule == schedule
+    if "muon_lr_ratio" in own:
+        instead = {"muon_lr_ratio": None, "muon_lr": 0.02}
+        assert optimizer_params({**shipped, **own, **instead}, "").name == name
+    for method in ("jordan", "svd") if "polar_method" in own else ():
+        optimizer_params({**shipped, **own, "polar_method": method}, "")

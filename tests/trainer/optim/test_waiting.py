@@ -23,6 +23,8 @@ SOURCES = Path(__file__).parents[3] / "trainer"
 CONVERSIONS = {"float", "int", "bool", "complex"}
 READINGS = {"item", "tolist", "cpu", "numpy", "is_nonzero", "synchronize", "equal", "allclose"}
 SHAPED_BY_VALUES = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"}
+SOLVERS = {"eigh", "eigvalsh", "eig", "svd", "svdvals", "inv", "solve", "lstsq", "pinv", "cholesky"}
+"""Of torch.linalg: they ask the device whether they have succeeded, cholesky_ex does not."""
 JUDGED = {"any", "all", "isfinite", "isnan", "isinf", "max", "min", "sum", "norm"}
 """Methods whose result as a condition is read."""
 
@@ -73,6 +75,14 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("optim/soap.py", "bool(self.state.get(weight))"): "whether a dictionary holds something",
     ("optim/soap.py", "bool(group['rotated'])"): BEFORE_STEPS,
     ("optim/gram.py", "int(part)"): "of a version's text",
+    (
+        "optim/soap.py",
+        "torch.linalg.eigh(moment_BSS.where(finite_B11, 0.0))",
+    ): "in a matrix's first step only, as it says",
+    (
+        "optim/svd.py",
+        "torch.linalg.svd(x_BMN.where(finite_B11, 0.0), full_matrices=False)",
+    ): "for who asks for polar_method = svd, as it says",
 }
 WITHOUT_TENSORS = {"schedule.py"}
 
@@ -103,7 +113,9 @@ def _reads(call: ast.Call) -> bool:
         return False
     if call.func.attr == "to":
         return any(isinstance(each, ast.Constant) and each.value == "cpu" for each in call.args)
-    return call.func.attr in READINGS | SHAPED_BY_VALUES
+    return call.func.attr in READINGS | SHAPED_BY_VALUES or (
+        call.func.attr in SOLVERS and ast.unparse(call.func.value).endswith("linalg")
+    )
 
 
 def _judged(test: ast.expr) -> list[ast.Call]:
@@ -130,6 +142,8 @@ def _judged(test: ast.expr) -> list[ast.Call]:
         "t.nonzero()",
         "torch.nonzero(t)",
         "torch.equal(t, t)",
+        "torch.linalg.eigh(t)",
+        "u = linalg.svd(t).U",
         "torch.cuda.synchronize()",
         "if t.any(): pass",
         "while not t.isfinite().all(): pass",
@@ -142,7 +156,15 @@ def test_a_form_that_reads_is_seen_in_the_source(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["float('inf')", "if t is None: pass", "all(f(t) for t in y)", "t.to(device)"]
+    "form",
+    [
+        "float('inf')",
+        "if t is None: pass",
+        "all(f(t) for t in y)",
+        "t.to(device)",
+        "torch.linalg.cholesky_ex(t)",
+        "inverse.solve(t)",
+    ],
 )
 def test_a_form_that_reads_nothing_is_let_pass(form: str) -> None:
     assert not list(readings(form))
