@@ -178,7 +178,7 @@ def test_measured_shapes_are_left_to_the_kernel_and_agree_with_fp64(
     known = torch.cuda.get_device_capability(cuda) == (9, 0)
     assert split_of(x) == (measured_split(rows, size) if known else None)
     ours = symmetric(gram(x)[None])[0]
-    assert (ours - exact).norm() < 1e-4 * exact.norm()
+    assert (ours - exact).norm() < 2e-4 * exact.norm()
 
 
 @pytest.mark.filterwarnings("ignore")  # what torch's compiler warns of is its own
