@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -65,13 +66,12 @@ _SIDES = (
     _Side(-1, "column_moment", "column_basis"),
 )
 
-
 _PLANS = 32
 """Rotated gradients are new tensors at each step: they have more places than gradients."""
 
 
 class _Batch(NamedTuple):
-    """Matrices of one shape, and their gradients."""
+    """Matrices of one shape and type, and their gradients."""
 
     weights: list[Tensor]
     g_BMN: Tensor
@@ -209,9 +209,9 @@ class Soap(CountedOptimizer):
         turned = [_rotated(batch.g_BMN, self._bases(batch.weights)) for batch in batches]
         steps = [torch.zeros_like(r_BMN) for r_BMN in turned]
         own = self._zeros("exp_avg", weights), self._zeros("exp_avg_sq", weights)
-        # Averages in half precision move in the wider type of the bases.
-        wide = tuple([average.to(turned[0].dtype) for average in averages] for averages in own)
         flat = [[matrix for stack in stacks for matrix in stack] for stacks in (steps, turned)]
+        # Averages in half precision move in the wider type of the bases.
+        wide = [[m.to(r.dtype) for m, r in zip(means, flat[1], strict=True)] for means in own]
         slots = list(map(Slot, *flat, *wide))
         together = all(alike(slot.weight, other) for slot in slots for other in slot)
         scalars = AdamWScalars(
@@ -219,9 +219,9 @@ class Soap(CountedOptimizer):
         )
         # The kernel walks all five in one order in memory.
         adamw_step(slots, scalars, self._backend if together else "torch", plans=self._plans)
-        for averages, moved in zip(own, wide, strict=True):
-            if averages[0].dtype != moved[0].dtype:
-                torch._foreach_copy_(averages, moved)
+        for average, moved in zip(chain(*own), chain(*wide), strict=True):
+            if average is not moved:
+                average.copy_(moved)
         return [
             _rotated_back(n_BMN, self._bases(batch.weights))
             for n_BMN, batch in zip(steps, batches, strict=True)
@@ -299,10 +299,10 @@ def build_soap(model: nn.Module, params: SoapParams) -> Soap:
 
 
 def _by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
-    shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    kinds: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = defaultdict(list)
     for weight in weights:
-        shapes[weight.shape].append(weight)
-    return list(shapes.values())
+        kinds[weight.shape, weight.dtype].append(weight)
+    return list(kinds.values())
 
 
 def _captures(weights: list[Tensor]) -> bool:

@@ -202,6 +202,28 @@ def test_half_precision_weights_have_bases_in_fp32() -> None:
         assert optimizer.state[weight]["row_basis"].dtype == torch.float32
 
 
+def test_matrices_of_several_types_in_one_group_move_as_they_would_alone() -> None:
+    types = (torch.float32, torch.bfloat16, torch.float64, torch.bfloat16, torch.float32)
+    drawn = random_weights(12)
+    mixed = [nn.Parameter(w.detach().to(t)) for w, t in zip(drawn, types, strict=False)]
+    alone = [nn.Parameter(weight.detach().clone()) for weight in mixed]
+    values = {"name": "soap", "lr": 0.03, "precondition_frequency": 2}
+    params: Any = optimizer_params(values, "")
+    together = Soap([{"params": mixed, "rotated": True}], params)
+    others = [Soap([{"params": [weight], "rotated": True}], params) for weight in alone]
+    for step in range(6):
+        random_gradients(mixed, step)
+        for weight, twin in zip(mixed, alone, strict=True):
+            twin.grad = weight.grad
+        together.step()
+        for other in others:
+            other.step()
+    for weight, twin in zip(mixed, alone, strict=True):
+        torch.testing.assert_close(
+            weight, twin, rtol=1e-2 if weight.dtype == types[1] else 1e-4, atol=1e-4
+        )
+
+
 def test_a_resumed_run_with_refreshes_continues_to_the_bit() -> None:
     weights = random_weights(6, torch.float32)
     optimizer = built(weights, precondition_frequency=2)
