@@ -125,7 +125,7 @@ def parallel(
 
     Columns:
         run: text, the id in :func:`analysis.runs`.
-        the varying settings, seeds too.
+        the settings that tell runs apart, seeds too; not what only follows from them.
         the measure under its full name: double, null for a run without a result.
         state: text; diverged: bool.
 
@@ -140,7 +140,7 @@ def parallel(
         UserError: no store, or an unknown sweep or metric.
     """
     found = outcomes(metric, sweep, store)
-    settings = found.settings.columns
+    settings = found.settings.columns[found.settings.telling]
     values = found.value.astype("Float64").astype(_DOUBLE).rename(found.measure)
     ends = found.table[["state"]].assign(diverged=found.diverged.astype("bool[pyarrow]"))
     kept = settings[[name for name in settings if name != found.measure]]
@@ -163,7 +163,8 @@ def importance(
     of the ranks, ``explained`` is the share that lies between the setting's values: H / (n - 1) of
     Kruskal and Wallis. ``importance`` is that less what chance would explain,
     (H - k + 1) / (n - k) for k values, and at least 0. Ranks make it robust to a single huge loss.
-    It sees main effects only: of two settings that matter only together, neither shows.
+    It sees main effects only: of two settings that matter only together, neither shows. Settings
+    that merely follow from others (Muon has a momentum) are not listed.
 
     Columns:
         setting: text.
@@ -186,7 +187,7 @@ def importance(
     worst = np.inf if found.lower else -np.inf
     ranks = found.value.where(~found.diverged, worst)[ranked].rank(ascending=found.lower)
     rows = []
-    for name in map(str, found.settings.columns):
+    for name in found.settings.telling:
         levels = _levels(found.settings.columns[name][ranked])
         share, adjusted = _rank_eta_squared(ranks.to_numpy(), levels)
         rows.append((name, adjusted, share, len(np.unique(levels)), len(ranks), IMPORTANCE))

@@ -1,4 +1,4 @@
-"""The figures: what is drawn, with which labels; and that the notebook runs."""
+"""The figures: what is drawn, with which labels."""
 
 from __future__ import annotations
 
@@ -235,20 +235,3 @@ def test_more_groups_than_colours_get_a_panel_of_curves_each(run_maker) -> None:
     assert [len(axes.lines) for axes in figure.axes] == [3] * 8
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
     assert figure.get_supylabel() == "training loss (nats per token)"
-
-
-@pytest.mark.filterwarnings("default")
-def test_the_notebook_runs_from_top_to_bottom(store: Path, monkeypatch) -> None:
-    nbclient = pytest.importorskip("nbclient", reason="needs the extra [notebook]")
-    import nbformat
-
-    monkeypatch.setenv("OPTSWEEP_STORE", str(store))
-    path = Path(__file__).parents[2] / "analysis/notebooks/compare.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}
-    )
-    client.execute()
-    data = [out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])]
-    assert sum("image/png" in item for item in data) == 2
-    assert sum("text/html" in item for item in data) == 4
