@@ -24,14 +24,21 @@ INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """Where torch.compile keeps what it compiled; torch's own default is a directory of /tmp."""
 
 
-def compiled(model: torch.nn.Module, device: torch.device) -> Callable[..., Any]:
-    """Return the model compiled, or as it is where this machine can't; the log says so."""
+def can_compile(device: torch.device) -> bool:
+    """Say whether this machine can, and choose the cache; where it can't, the log says so."""
     if device.type == "cpu" and not _has_compiler():
         log.info("training_params.compile: not used, there is no C++ compiler here")
-        return model
+        return False
     if INDUCTOR_VARIABLE not in os.environ:
         cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/optsweep").expanduser()
         os.environ[INDUCTOR_VARIABLE] = str(cache / "compiled")
+    return True
+
+
+def compiled(model: torch.nn.Module, device: torch.device) -> Callable[..., Any]:
+    """Return the model compiled, or as it is where this machine can't."""
+    if not can_compile(device):
+        return model
     forward: Callable[..., Any] = torch.compile(model)
     return forward
 

@@ -117,19 +117,20 @@ class Keeper:
             raise Diverged(fault)
         self._newest, loss = step, self._losses.get(step)
         self._forget_losses()
+        state = _state(training, step)
         if training.ranks.rank:
             return
         began = time.perf_counter()
         self.finish()
         if self._copy is None:
-            self._write(directory, step, _state(training, step), loss)
+            self._write(directory, step, state, loss)
             return
-        copy, state = self._copy, self._copy.of(_state(training, step))
+        copy, copied = self._copy, self._copy.of(state)
         stall = time.perf_counter() - began
 
         def write() -> None:
             copy.wait()
-            self._write(directory, step, state, loss, stall)
+            self._write(directory, step, copied, loss, stall)
 
         self._writer.start(write)
 
@@ -235,6 +236,7 @@ def _state(training: Training, step: int) -> dict[str, Any]:
     Learning rates and the place in the data follow from the step.
     """
     device = training.device
+    model, optimizer = training.state_dicts()
     cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {
         "format": FORMAT,
@@ -242,12 +244,12 @@ def _state(training: Training, step: int) -> dict[str, Any]:
         "world_size": training.ranks.size,
         "model_config": asdict(training.config.model),
         "optimizer_name": training.config.optimizer.name,
-        "optimizer_groups": group_record(training.optimizer, training.model),
+        "optimizer_groups": group_record(training.optimizer, training.stepped),
         "data": _data_record(training),
         "skipped_steps": (training.watch.skipped, training.watch.in_a_row),
         "precision": training.precision.state_dict(),
-        "model": training.model.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
+        "model": model,
+        "optimizer": optimizer,
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
     }
 
@@ -266,9 +268,8 @@ def _data_record(training: Training) -> dict[str, Any]:
 
 
 def _restore(training: Training, state: dict[str, Any]) -> None:
-    training.model.load_state_dict(state["model"])
-    optimizer = training.optimizer
-    optimizer.load_state_dict(with_our_options(optimizer, state["optimizer"]))
+    optimizer = with_our_options(training.optimizer, state["optimizer"])
+    training.load_state_dicts(state["model"], optimizer)
     torch.set_rng_state(state["rng"]["cpu"])
     if training.device.type == "cuda" and state["rng"]["cuda"]:
         torch.cuda.set_rng_state(state["rng"]["cuda"][0], training.device)
@@ -283,7 +284,7 @@ def _ruin(training: Training, step: int) -> str | None:
     A finite gradient does that where the step or its square leaves the range of numbers. Reads the
     state once: aminmax passes a NaN on, and takes an eighth of what isfinite().all() does.
     """
-    names: dict[Any, str] = {weight: name for name, weight in training.model.named_parameters()}
+    names: dict[Any, str] = {weight: name for name, weight in training.stepped.named_parameters()}
     kept: dict[str, Any] = {name: weight for weight, name in names.items()}
     for owner, state in training.optimizer.state.items():
         kept |= {f"{key} of {names.get(owner, owner)}": part for key, part in state.items()}
@@ -324,7 +325,7 @@ def _refuse_other(directory: Path, state: dict[str, Any], key: str, ours: object
 
 def _refuse_other_groups(directory: Path, saved: dict[str, Any] | None, training: Training) -> None:
     """Refuse a checkpoint whose groups are not ours; loading it would undo what they ask."""
-    ours = group_record(training.optimizer, training.model)
+    ours = group_record(training.optimizer, training.stepped)
     for name, mine in ours.items():
         theirs = mine if saved is None else saved[name]
         if tuple(theirs) != mine:

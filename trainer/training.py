@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from rundir.errors import IllegalValue
-from trainer.compilation import compiled
+from trainer.compilation import can_compile, compiled
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch, validation_batches
 from trainer.data.corpus import load_corpus
@@ -21,6 +22,9 @@ from trainer.optim.clipping import FoldsClip
 from trainer.parallel import Ranks, accumulating
 from trainer.precision import Precision
 from trainer.watch import Watch
+
+if TYPE_CHECKING:
+    from trainer.sharding import Shards
 
 
 @runtime_checkable
@@ -70,12 +74,15 @@ class Training:
         )
         self.model = build_model(config.model, params.context_length).to(device)
         self.model.activation_checkpointing = params.activation_checkpointing
+        self._shards = self._cut()
+        self.stepped: nn.Module = self.model if self._shards is None else self._shards.parts
+        """What the optimizer steps: the model, or this rank's parts of its weights under the same
+        names."""
         self.optimizer = self._built_optimizer()
-        self._averaging = ranks.averaging(self.model)
-        self._forward = self._compiled(self.model)
-        self._training_forward = (
-            self._forward if ranks.size == 1 else self._compiled(self._averaging)
-        )
+        self._averaging = self.model if self._shards else ranks.averaging(self.model)
+        self._forward = self.model if self._shards else self._compiled(self.model)
+        is_averaging = self._averaging is not self.model
+        self._training_forward = self._compiled(self._averaging) if is_averaging else self._forward
         self.precision = Precision(params, device)
         self.reads_are_free = device.type == "cpu"
         """Whether reading a tensor's value waits for nothing."""
@@ -98,6 +105,8 @@ class Training:
                 self.precision.backward(part)
             loss += part.detach()
         loss = self.ranks.mean(loss)
+        if self._shards is not None:
+            self._shards.take_gradients()
         overflowed = self.precision.overflowed(self.optimizer)
         norm = self._clip(params.gradnorm or float("inf"))
         # Of a step that fp16's scale was too large for, only the loss must be finite.
@@ -135,6 +144,24 @@ class Training:
         whole, tokens = self.ranks.sum(sums).tolist()
         return float(whole / tokens)
 
+    def state_dicts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the states of model and optimizer, as a run of one process has them.
+
+        All ranks call it; where each holds only its part, only rank 0 gets the tensors. Otherwise
+        they are the run's own, not copies.
+        """
+        if self._shards is not None:
+            return self._shards.state_dicts(self.optimizer)
+        return self.model.state_dict(), self.optimizer.state_dict()
+
+    def load_state_dicts(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        """Go on from such states, whatever number of ranks they were saved by."""
+        if self._shards is not None:
+            self._shards.load_state_dicts(self.optimizer, model, optimizer)
+            return
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+
     def figures(self) -> dict[str, float]:
         """Return what is recorded beside a step's loss where the configuration asks for it."""
         return self.watch.figures() | self.precision.figures()
@@ -147,13 +174,20 @@ class Training:
 
     def _clip(self, limit: float) -> torch.Tensor:
         """Clip the gradient of the coming step and return its norm before."""
+        own = limit if self._shards is None else float("inf")
         if isinstance(self.optimizer, FoldsClip):
-            return self.optimizer.clip_grad_norm(limit)
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            norm = self.optimizer.clip_grad_norm(own)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.stepped.parameters(), own)
+        if self._shards is None:
+            return norm
+        norm = self.ranks.sum(norm.square()).sqrt()
+        nn.utils.clip_grads_with_norm_(self.stepped.parameters(), limit, norm)
+        return norm
 
     def _built_optimizer(self) -> torch.optim.Optimizer:
         try:
-            return build_optimizer(self.model, self.config.optimizer)
+            return build_optimizer(self.stepped, self.config.optimizer)
         except IllegalValue as error:
             name = f"optimizer.optimizer_params.{error.name}"
             raise IllegalValue(name, error.value, error.must) from None
@@ -167,5 +201,19 @@ class Training:
             group["lr"] = group["initial_lr"] * factor
         return optimizer.lr * factor
 
-    def _compiled(self, model: torch.nn.Module) -> Callable[..., Any]:
+    def _cut(self) -> Shards | None:
+        """Cut the model into the ranks' parts, where that is asked for and there are several."""
+        params = self.config.training
+        if params.parallel == "ddp" or self.ranks.size == 1:
+            return None
+        from trainer.sharding import Shards  # 0.3 s
+
+        blocks = list(self.model.blocks)
+        # First, and each by itself: the gathering between them can't be compiled.
+        if params.compile and can_compile(self.device):
+            for block in blocks:
+                block.compile()
+        return Shards(self.model, blocks, self.device)
+
+    def _compiled(self, model: nn.Module) -> Callable[..., Any]:
         return compiled(model, self.device) if self.config.training.compile else model

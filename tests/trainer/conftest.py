@@ -73,6 +73,6 @@ class StoppingRun(Run):
             self.request_stop("SIGTERM")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stopping_run() -> type[StoppingRun]:
     return StoppingRun

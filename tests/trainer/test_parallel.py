@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -11,15 +12,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import trainer
-from rundir import Run, State, UserError, read_status
+from rundir import Preempted, Run, State, UserError, read_status
 from rundir.files import METRICS_FILE, iter_metrics
 
 Mapping = dict[str, Any]
@@ -44,6 +46,9 @@ OPTIMIZERS: dict[str, Mapping] = {
         "mb_subsampling": True,
     },
 }
+
+SHARDED = ("adamw", "sgd-m", "nadamw", "schedule-free-adamw")
+"""Optimizers that are also tried with the weights cut into the ranks' parts."""
 
 
 def order(config: Mapping, path: Path, **more: Any) -> Mapping:
@@ -84,7 +89,7 @@ def carried_out(orders: Sequence[Mapping], folder: Path) -> list[dict[str, str]]
         for rank in (0, 1)
     ]
     try:
-        errors = [rank.communicate(timeout=60)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=180)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -128,7 +133,25 @@ def configs(tiny_mapping: Mapping) -> dict[str, Mapping]:
 
 
 @pytest.fixture(scope="module")
-def said(configs: dict[str, Mapping], folder: Path) -> list[dict[str, str]]:
+def sharded(tiny_mapping: Mapping) -> dict[str, Mapping]:
+    """Configurations with FSDP2; what does not divide by two is cut as well."""
+    found = {}
+    for name in SHARDED:
+        config = copy.deepcopy(tiny_mapping)
+        config["optimizer"]["optimizer_params"] = {"name": name, "lr": 0.01}
+        config["training"]["training_params"] |= {"parallel": "fsdp", "gradnorm": 0.3}
+        config["model"]["config"]["ffn_multiple_of"] = 5
+        found[name] = config
+    return found
+
+
+@pytest.fixture(scope="module")
+def said(
+    configs: dict[str, Mapping],
+    sharded: dict[str, Mapping],
+    folder: Path,
+    stopping_run: Callable[[Path, int], Run],
+) -> list[dict[str, str]]:
     """What two ranks said after everything that the tests below look at."""
     adamw = configs["adamw"]
     stop = {"step": 6, "rank": 1, "fate": "stop"}
@@ -137,7 +160,16 @@ def said(configs: dict[str, Mapping], folder: Path) -> list[dict[str, str]]:
     skipping = {name: copy.deepcopy(configs[name]) for name in ("adamw", "dap")}
     for config in skipping.values():
         config["training"]["training_params"]["non_finite"] = "skip"
+    alone_first = folder / "sharded-more"
+    with contextlib.suppress(Preempted), stopping_run(alone_first, 6) as run:
+        trainer.run(sharded["adamw"], run)
     orders = [
+        *(order(config, folder / f"sharded-{name}") for name, config in sharded.items()),
+        order(sharded["adamw"], folder / "sharded-stopped", fates=[stop]),
+        order(sharded["adamw"], folder / "sharded-stopped", attempt=2),
+        order(sharded["adamw"], folder / "sharded-fewer", fates=[stop]),
+        order(sharded["adamw"], alone_first, attempt=2),
+        order(sharded["adamw"], folder / "sharded-poisoned", fates=poison),
         *(order(config, folder / name) for name, config in configs.items()),
         *(order(c, folder / f"{name}-3", digest=True) for name, c in configs.items()),
         order(adamw, folder / "stopped", fates=[stop]),
@@ -183,6 +215,79 @@ def test_promise_21_a_run_of_two_ranks_leaves_the_files_of_one_process(
     assert files[0] == files[1]
     records = list(iter_metrics(folder / "adamw" / METRICS_FILE))
     assert [r["step"] for r in records if r["stream"] == "train"] == list(range(1, 13))
+
+
+@pytest.mark.usefixtures("said")
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_ranks_have_the_losses_of_one_process(
+    sharded: dict[str, Mapping], folder: Path, name: str, tmp_path: Path
+) -> None:
+    losses = alone(sharded[name], tmp_path)
+    assert curve(folder / f"sharded-{name}") == pytest.approx(losses, rel=1e-5)
+    norms = curve(tmp_path, "grad_norm")
+    assert max(norms.values()) > 0.3, "nothing was clipped"
+    assert curve(folder / f"sharded-{name}", "grad_norm") == pytest.approx(norms, rel=1e-3)
+
+
+@pytest.mark.usefixtures("said")
+def test_a_checkpoint_of_sharded_ranks_is_that_of_one_process(
+    sharded: dict[str, Mapping], folder: Path, tmp_path: Path
+) -> None:
+    alone(sharded["adamw"], tmp_path)
+    theirs, ours = (
+        torch.load(path / "checkpoints" / "step-00000012.pt", weights_only=True)
+        for path in (folder / "sharded-adamw", tmp_path)
+    )
+    assert theirs.keys() == ours.keys()
+    for key in ("model", "optimizer"):
+        torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("said")
+def test_sharded_ranks_continue_to_the_bit(folder: Path) -> None:
+    assert curve(folder / "sharded-stopped") == curve(folder / "sharded-adamw")
+
+
+@pytest.mark.usefixtures("said")
+@pytest.mark.parametrize("name", ["sharded-fewer", "sharded-more"])
+def test_one_process_and_sharded_ranks_continue_each_other(
+    sharded: dict[str, Mapping], folder: Path, name: str
+) -> None:
+    if name == "sharded-fewer":
+        alone(sharded["adamw"], folder / name)
+    records = list(iter_metrics(folder / name / METRICS_FILE))
+    assert {(r["attempt"], r["step"] > 6) for r in records} == {(1, False), (2, True)}
+    assert curve(folder / name) == pytest.approx(curve(folder / "sharded-adamw"), rel=1e-5)
+
+
+def test_a_part_of_a_gradient_that_is_not_finite_ends_all_sharded_ranks(
+    said: list[dict[str, str]], folder: Path
+) -> None:
+    diverged = "Diverged: loss is nan at step 5 of 12"
+    assert [rank[str(folder / "sharded-poisoned")] for rank in said] == [diverged, diverged]
+
+
+@pytest.mark.parametrize("name", ["muon", "dap-ns-nadam", "momo", "soap"])
+def test_an_optimizer_that_needs_whole_weights_is_refused_with_fsdp(
+    tiny: Mapping, name: str
+) -> None:
+    tiny["training"]["training_params"]["parallel"] = "fsdp"
+    tiny["optimizer"]["optimizer_params"] = {"name": name}
+    with pytest.raises(UserError) as error:
+        trainer.check(tiny)
+    assert str(error.value) == (
+        f"training.training_params.parallel = 'fsdp'; must be ddp for {name}, which needs whole "
+        "weights; fsdp trains with adam, adamw, ademamix, lion, nadam, nadamw, "
+        "schedule-free-adamw, sgd, sgd-m, sgd-nesterov, sign-gd"
+    )
+
+
+def test_fp16_is_refused_with_fsdp(tiny: Mapping) -> None:
+    tiny["training"]["training_params"] |= {"parallel": "fsdp", "mixed_precision": "float16"}
+    with pytest.raises(
+        UserError, match=r"mixed_precision = 'float16'; must be bfloat16 or float32"
+    ):
+        trainer.check(tiny)
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(

@@ -13,6 +13,7 @@ from trainer.config.dataset import DatasetConfig
 from trainer.config.hugging_face import HuggingFaceConfig
 from trainer.config.logging import LoggingParams
 from trainer.config.model import GPTConfig
+from trainer.config.parallel import refuse_whole_weights
 from trainer.config.training import TrainingParams
 from trainer.data.sources import TOKENIZERS, Splits, sizes
 from trainer.fields import from_mapping
@@ -49,6 +50,8 @@ class TrainConfig:
             "auto or torch where device is cpu: Triton needs a CUDA device",
         )
         self._check_model()
+        if self.training.parallel == "fsdp":
+            refuse_whole_weights(self.optimizer.name)
         wanted = self.logging.val_tokens_processed
         require(
             wanted in {None, self.training.val_tokens_processed},

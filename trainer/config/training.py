@@ -37,6 +37,9 @@ class TrainingParams:
     activation_checkpointing: bool = False
     """Keep only each block's input and compute the block again in backward: less memory, a third
     more work."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several ranks hold the model: each a copy, or each its part of every weight, gradient and
+    optimizer state (FSDP2), for what does not fit one GPU. One rank holds it whole anyway."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time; an operation without one ends the run."""
     profile_steps: int = 0
@@ -63,6 +66,12 @@ class TrainingParams:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.gradnorm >= 0, "gradnorm", self.gradnorm, "at least 0 (0 does not clip)")
         require(self.profile_steps >= 0, "profile_steps", self.profile_steps, "at least 0")
+        require(
+            self.parallel == "ddp" or self.mixed_precision != "float16",
+            "mixed_precision",
+            self.mixed_precision,
+            "bfloat16 or float32 where parallel is fsdp: ranks would not agree on the loss's scale",
+        )
         at_least_one = self.max_steps is None or self.max_steps >= 1
         require(at_least_one, "max_steps", self.max_steps, "at least 1, or null")
         batch = self.batch_size * self.context_length
