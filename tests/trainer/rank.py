@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -78,6 +79,7 @@ def trained(order: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    faulthandler.dump_traceback_later(150, exit=True)  # says where a rank waits for the other
     said = {}
     for order in json.loads(Path(sys.argv[1]).read_text()):
         os.environ["MASTER_PORT"] = order["port"]
