@@ -78,10 +78,19 @@ class Ranks:
 
 
 def accumulating(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-    """Leave gradients of a micro-batch on their rank unless it is the last of its step."""
+    """Leave gradients of a micro-batch on their rank unless it is the last of its step.
+
+    Where ranks hold only parts of the model, they are averaged each time: whole gradients have no
+    room to wait in.
+    """
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
+
+
+def keep(group: object) -> None:
+    """Keep a process group from its destructor until this process ends."""
+    _kept.append(group)
 
 
 @contextmanager
@@ -107,7 +116,7 @@ def joined(run: Run, wanted: str) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     try:
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.size)
-        _kept.append(dist.group.WORLD)
+        keep(dist.group.WORLD)
         yield ranks
     except OptsweepError:
         dist.destroy_process_group()

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from rundir import UserError
 from trainer.optim.groups import names_of
+from trainer.parallel import keep
 
 
 class Shards:
@@ -40,6 +41,7 @@ class Shards:
                 f"this is {torch.__version__}"
             ) from None
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        keep(mesh.get_group())
         # Gathered weights are always dropped: an optimizer may validate others than it trains.
         for part in (*blocks, model):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)

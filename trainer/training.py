@@ -17,6 +17,7 @@ from trainer.data.corpus import load_corpus
 from trainer.data.prefetch import training_batches
 from trainer.determinism import be_deterministic
 from trainer.model import build_model
+from trainer.model.gpt import Block
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
 from trainer.parallel import Ranks, accumulating
@@ -206,9 +207,11 @@ class Training:
         params = self.config.training
         if params.parallel == "ddp" or self.ranks.size == 1:
             return None
-        from trainer.sharding import Shards  # 0.3 s
+        from trainer.sharding import Shards  # 0.6 s
 
-        blocks = list(self.model.blocks)
+        blocks: list[nn.Module] = [
+            module for module in self.model.modules() if isinstance(module, Block)
+        ]
         # First, and each by itself: the gathering between them can't be compiled.
         if params.compile and can_compile(self.device):
             for block in blocks:

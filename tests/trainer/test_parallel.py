@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 import torch
 
+import sweeps
 import trainer
 from rundir import Preempted, Run, State, UserError, read_status
 from rundir.files import METRICS_FILE, iter_metrics
+from sweeps.planning.identity import task_config
 
 Mapping = dict[str, Any]
 PROGRAM = Path(__file__).with_name("rank.py")
@@ -280,6 +282,14 @@ def test_an_optimizer_that_needs_whole_weights_is_refused_with_fsdp(
         "weights; fsdp trains with adam, adamw, ademamix, lion, nadam, nadamw, "
         "schedule-free-adamw, sgd, sgd-m, sgd-nesterov, sign-gd"
     )
+
+
+def test_a_model_of_transformers_is_refused_with_fsdp() -> None:
+    composed = sweeps.compose(
+        ["model=qwen2moe-small", "training.training_params.parallel=fsdp", "data=shakespeare_gpt2"]
+    )
+    with pytest.raises(UserError, match=r"parallel = 'fsdp'; must be ddp for a model of transf"):
+        trainer.check(task_config(composed.resolved))
 
 
 def test_fp16_is_refused_with_fsdp(tiny: Mapping) -> None:

@@ -52,6 +52,9 @@ class TrainConfig:
         self._check_model()
         if self.training.parallel == "fsdp":
             refuse_whole_weights(self.optimizer.name)
+            ours = isinstance(self.model, GPTConfig)
+            must = "ddp for a model of transformers'; fsdp cuts the project's own"
+            require(ours, "training.training_params.parallel", "fsdp", must)
         wanted = self.logging.val_tokens_processed
         require(
             wanted in {None, self.training.val_tokens_processed},
