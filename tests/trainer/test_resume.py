@@ -79,10 +79,11 @@ def carried_out(orders: list[Mapping], folder: Path) -> list[tuple[str, str | No
         for rank in (0, 1)
     ]
     try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
+            rank.communicate()
     assert [rank.returncode for rank in ranks] == [0, 0], errors
     ends = [json.loads((folder / f"ends.{rank}.json").read_text()) for rank in (0, 1)]
     return list(zip(*ends, strict=True))
