@@ -269,14 +269,12 @@ def jobs(chosen: argparse.Namespace, device: Device) -> Iterator[Job]:
         if chosen.quick:
             config = replace(config, vocab_size=QUICK_VOCABULARY)
         shapes = Shapes.of(size, config, most_blocks(chosen, size))
-        for name in sorted(chosen.optimizers, key=lambda name: _turn(name, shapes, device)):
-            yield _job(name, shapes, device)
         if on_cpu:
             yield _job("muon", replace(shapes, blocks_only=True), device)
-    if on_cpu:
-        size = "micro" if chosen.quick else "gpt-tiny"
-        shapes = Shapes.of(size, SIZES[size], 1, blocks_only=True)
-        yield Job(shapes, (SHIPPED,), lambda bench: bench.muon_as_shipped(shapes))
+        for name in sorted(chosen.optimizers, key=lambda name: _turn(name, shapes, device)):
+            yield _job(name, shapes, device)
+        if on_cpu and size == chosen.sizes[0]:
+            yield _shipped_job("micro" if chosen.quick else "gpt-tiny")
     if chosen.compile_seconds and "adamw" in chosen.optimizers:
         for size in chosen.sizes:
             if size in COMPILED_SIZES:
@@ -293,6 +291,11 @@ def _job(name: str, shapes: Shapes, device: Device) -> Job:
     clipped = f"{name}+clip"
     names = (name, clipped) if least_ratio(clipped, shapes, device) else (name,)
     return Job(shapes, names, partial(Bench.rows, name=name, shapes=shapes))
+
+
+def _shipped_job(size: str) -> Job:
+    shapes = Shapes.of(size, SIZES[size], 1, blocks_only=True)
+    return Job(shapes, (SHIPPED,), lambda bench: bench.muon_as_shipped(shapes))
 
 
 def _compiled_job(chosen: argparse.Namespace, size: str) -> Job:
