@@ -127,6 +127,7 @@ def forget(order: dict[str, Any]) -> None:
 def main() -> None:
     trainer.preload()  # as a worker does before it forks
     import torch._dynamo  # noqa: F401 - which DistributedDataParallel would import in each fork
+
     script = Path(sys.argv[1])
     ends: list[str | None] = []
     for order in json.loads(script.read_text()):
