@@ -35,8 +35,8 @@ endif
 	@printf '%s\n' '' 'What next:' \
 	  '  source .venv/bin/activate' \
 	  '  python launch.py sweep=quickstart optimizer=muon optimizer.optimizer_params.lr=0.02,0.05   # extend the sweep' \
-	  '  python -m trainer.sample multirun/quickstart/nano/shakespeare/muon/lr-0.03-* --prompt "ROMEO:"   # text from the best run' \
-  '  python launch.py sweep=adamw_vs_muon cluster=slurm cluster.partition=PARTITION dry_run=true # what a cluster would get' \
+	  '  python -m trainer.sample multirun/quickstart/nano/shakespeare/muon/lr-0.03-* --prompt "ROMEO:"       # text from the best run' \
+	  '  python launch.py sweep=adamw_vs_muon cluster=slurm cluster.partition=PARTITION dry_run=true # what a cluster would get' \
 	  '  python -m sweeps rerun multirun/quickstart/nano/shakespeare/muon/lr-0.03-* --verify        # the same losses, to the bit' \
 	  '  python -m sweeps status quickstart' \
 	  '  python -m analysis report quickstart --open                                                # one page: curves, sensitivity, diffs' \
