@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from analysis.collector import collect
 from analysis.report import write_report
 
+PATIENCE = 30_000
+"""Milliseconds for what takes a tenth of a second on an idle machine."""
 INSTALL = Path(__file__).with_name("install.sh")
 
 
@@ -42,6 +44,7 @@ def browser() -> Iterator[Browser]:
     check = subprocess.run([INSTALL, "--check"], text=True, capture_output=True, check=False)
     if check.returncode:
         pytest.skip(check.stderr.strip())
+    expect.set_options(timeout=PATIENCE)
     # Chromium's sandbox refuses root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
@@ -79,7 +82,7 @@ class Visit:
 def visiting(browser: Browser, path: Path, **settings: Any) -> Iterator[Visit]:
     """Open a file in a window of its own."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(PATIENCE)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     seen = Visit(context.new_page(), path.as_uri())
     context.route("**/*", seen.refuse)

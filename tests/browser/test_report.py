@@ -326,9 +326,9 @@ def test_a_thousand_runs_are_there_in_seconds(visit, large) -> None:
         drawn(page, "curve-chart")
         page.wait_for_selector("html[data-drawn]")
         shown = float(page.locator("html").get_attribute("data-drawn"))
-        # A second and a half on an idle machine; tests share theirs.
-        assert ready < 5000
-        assert shown < 15000
+        # A second and a half on an idle machine, five at load 9; tests share theirs.
+        assert ready < 10_000
+        assert shown < 30_000
         page.get_by_label("Metric").select_option("train.loss")
         expect(page.locator("#curve-note")).to_contain_text("of 100,000 points")
         expect(page.locator("footer")).to_contain_text("full data in the store")

@@ -112,24 +112,21 @@ function escaped(text) {
 
 const clipped = (text, most = 28) => (text.length <= most ? text : `${text.slice(0, most - 1)}…`);
 
-/** Return bounds that keep one wild value from flattening the others. */
+/**
+ * Return bounds that keep a few wild values from flattening the others: up to `reach` times as far
+ * beyond the worse quarter as that is from the best.
+ */
 function bounds(values, reach, lower = true) {
   const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
   if (!sorted.length) return null;
-  const lowest = sorted[0],
-    highest = sorted[sorted.length - 1],
-    middle = median(sorted);
-  let [low, high] = [lowest, highest];
-  if (lower)
-    high = Math.min(
-      highest,
-      middle + reach * Math.max(middle - lowest, 1e-3 * Math.abs(middle), 1e-12),
-    );
-  else
-    low = Math.max(
-      lowest,
-      middle - reach * Math.max(highest - middle, 1e-3 * Math.abs(middle), 1e-12),
-    );
+  let [low, high] = [sorted[0], sorted[sorted.length - 1]];
+  if (lower) {
+    const worse = quantile(sorted, 0.75);
+    high = Math.min(high, worse + reach * Math.max(worse - low, 1e-3 * Math.abs(worse), 1e-12));
+  } else {
+    const worse = quantile(sorted, 0.25);
+    low = Math.max(low, worse - reach * Math.max(high - worse, 1e-3 * Math.abs(worse), 1e-12));
+  }
   const room = 0.06 * (high - low) || 0.05 * Math.abs(low) || 1;
   return [low - room, high + room];
 }

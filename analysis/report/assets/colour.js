@@ -2,7 +2,7 @@
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const KINDS_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07800", "#56b4e9", "#444444"];
-const KINDS_DARK = ["#56b4e9", "#e8743b", "#2bbf95", "#d991b9", "#e6b422", "#f0e442", "#c9ced4"];
+const KINDS_DARK = ["#56b4e9", "#e8743b", "#2bbf95", "#d991b9", "#f0e442", "#c9ced4", "#a07be6"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const VIRIDIS = [
   "#440154",

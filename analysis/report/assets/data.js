@@ -142,7 +142,6 @@ function ranked(runs, key = measure) {
   );
 }
 
-const median = (sorted) => sorted[Math.floor((sorted.length - 1) / 2)];
 const quantile = (sorted, share) =>
   sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
 const plural = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;

@@ -69,7 +69,7 @@ function useTiles() {
     made.push(tile("Tokens", compact(tokens), `${compact(tokens / runCount)} a run on average`));
   const last = restarted ? `; of ${plural(restarted, "restarted run")} only the last attempt` : "";
   if (gpu) made.push(tile("GPU-hours", hours(gpu), `on the clock of the runs${last}`));
-  if (cpu || !gpu)
+  if (cpu)
     made.push(
       tile(
         "CPU-hours",
@@ -152,9 +152,9 @@ function drawVerdicts() {
         {},
         el("span", { class: "soft" }, `${head}: `),
         el("b", {}, best.a),
-        ` with a mean of ${figures(best.mean_a)} over ${plural(best.n_a, "run")}; beats ${grouped(wins)} of ${grouped(of)}.`,
+        ` with a mean of ${figures(best.mean_a)} over ${plural(best.n_a, "run")}; beats ${grouped(wins)} of ${grouped(of)}${rows.some((row) => row.test !== "none") ? "" : "; nothing could be tested"}.`,
       );
-      return per || rows.length <= 6
+      return rows.some((row) => row.test !== "none") && (per || rows.length <= 6)
         ? el("div", { class: "card verdict" }, said, table, note)
         : el(
             "div",
@@ -298,21 +298,13 @@ function drawProblems() {
   );
 }
 
+const NUMBERS = new Set(["runs", "byte", "its mean", "difference"]);
+
 function tableOf(heads, rows) {
-  return el(
-    "table",
-    {},
-    el(
-      "thead",
-      {},
-      el(
-        "tr",
-        {},
-        heads.map((head) => el("th", { scope: "col" }, head)),
-      ),
-    ),
-    el("tbody", {}, rows),
+  const cells = heads.map((head) =>
+    el("th", { scope: "col", class: NUMBERS.has(head) ? "number" : null }, head),
   );
+  return el("table", {}, el("thead", {}, el("tr", {}, cells)), el("tbody", {}, rows));
 }
 
 function drawProvenance() {

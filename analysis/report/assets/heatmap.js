@@ -57,7 +57,7 @@ function drawHeatmap() {
     .flat()
     .map((cell) => cell.value)
     .filter((value) => value !== null);
-  const range = bounds(values, 3, lower) ?? [0, 1];
+  const range = bounds(values, 1, lower) ?? [0, 1];
   const [zmin, zmax] = values.length
     ? [Math.max(range[0], Math.min(...values)), Math.min(range[1], Math.max(...values))]
     : [0, 1];

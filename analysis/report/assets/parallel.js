@@ -59,7 +59,7 @@ function resultDimension(column, runs) {
     .sort((a, b) => a - b);
   if (!numbers.length) return null;
   const lower = lowerIsBetter(column.key),
-    range = bounds(numbers, 4, lower);
+    range = bounds(numbers, 1, lower);
   const low = Math.max(range[0], numbers[0]),
     high = Math.min(range[1], numbers[numbers.length - 1]);
   const missing = runs.some((run) => !has(run)),

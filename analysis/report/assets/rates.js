@@ -27,7 +27,15 @@ function drawRates() {
   const lower = lowerIsBetter(view.rate);
   const means = shownGroups.flatMap(({ curve }) => curve.mean).filter((value) => value !== null);
   if (!means.length) return "No run of the groups shown has a result.";
-  const range = bounds(means, 6, lower);
+  const range = bounds(means, 1.5, lower);
+  // The best point of every group shown is in view.
+  for (const { curve } of shownGroups) {
+    const known = curve.mean.filter((value) => value !== null);
+    const best = lower ? Math.min(...known) : Math.max(...known);
+    const edge = 0.06 * (range[1] - range[0]);
+    if (known.length && best > range[1]) range[1] = best + edge;
+    if (known.length && best < range[0]) range[0] = best - edge;
+  }
   // Intervals of two seeds are huge; they may take a third of the height, not all of it.
   const room = 0.35 * (range[1] - range[0]),
     sides = shownGroups
