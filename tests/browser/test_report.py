@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -101,6 +103,18 @@ def test_a_filter_that_makes_no_sense_says_so_and_changes_nothing(page) -> None:
     expect(page.locator("#filterbar [role=alert]")).to_have_text(
         "lr<fast: must be compared with a number"
     )
+
+
+def test_the_table_can_be_saved_as_it_is_shown(page) -> None:
+    page.fill(FILTER, "optimizer=muon lr<0.02")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    assert download.value.suggested_filename == "small.csv"
+    with Path(download.value.path()).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["lr"] for row in rows] == column(page, "lr")
+    assert rows[0]["final.val.loss"] == "1.99491"
+    assert len(rows) == 6
 
 
 def test_a_link_leads_to_the_same_view(page, window) -> None:

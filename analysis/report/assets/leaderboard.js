@@ -188,13 +188,13 @@ function saveTable() {
     ...sortedRuns().map((run) => shownColumns.map((c) => cell(c.values[run]))),
   ];
   const link = el("a", {
-    download: `${document.title.split(" ")[0]}.csv`,
+    download: `${report.title}.csv`,
     href: URL.createObjectURL(
       new Blob([lines.map((l) => l.join(",")).join("\n") + "\n"], { type: "text/csv" }),
     ),
   });
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
 function startLeaderboard() {
