@@ -13,7 +13,7 @@ from trainer.keeper import Keeper
 from trainer.loggers import Relay, relaying
 from trainer.parallel import joined
 from trainer.profiling import Stepper, profiling
-from trainer.throughput import Pace, peak_flops, peak_memory
+from trainer.throughput import Pace, forget_peak_memory, peak_flops, peak_memory
 from trainer.training import Training, Update
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ def train(config: TrainConfig, run: Run) -> None:
     torch.set_num_threads(run.threads)
     config.check_ranks(run.world_size)
     with joined(run, config.device) as ranks:
+        forget_peak_memory(ranks.device)
         training = Training(config, ranks)
         with Keeper(training, run) as keeper:
             _train(config, run, training, keeper)

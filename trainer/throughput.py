@@ -59,6 +59,12 @@ def peak_of(name: str) -> float | None:
     return None
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Count from what CUDA has allocated now; a process may have trained before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Return the most bytes in use so far: allocated on CUDA, resident of the process on a CPU.
 
