@@ -47,7 +47,7 @@ def test_it_opens_and_draws_everything_without_errors_or_network(page) -> None:
     assert page.title() == "small · optsweep"
     expect(page.locator("#tiles")).to_contain_text("22")
     expect(page.locator("#statebar")).to_contain_text("diverged")
-    expect(page.locator("#verdicts")).to_contain_text("beats")
+    expect(page.locator("#verdicts")).to_contain_text("✓ beats")
     expect(page.locator("#problem-list")).to_contain_text("train loss = nan")
     expect(page.locator("#provenance-list")).to_contain_text("0123456789abcdef")
     expect(page.locator("#provenance-list")).to_contain_text("SLURM job")
@@ -113,7 +113,8 @@ def test_the_table_can_be_saved_as_it_is_shown(page) -> None:
     with Path(download.value.path()).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["lr"] for row in rows] == column(page, "lr")
-    assert rows[0]["final.val.loss"] == "1.99491"
+    losses = [float(row["final.val.loss"]) for row in rows]
+    assert losses == pytest.approx(numbers(column(page, "val loss")), abs=1e-4)
     assert len(rows) == 6
 
 
@@ -290,7 +291,7 @@ def test_a_range_dragged_on_an_axis_becomes_a_filter(page) -> None:
     page.mouse.move(right - 2, box["y"] + 0.75 * box["height"], steps=4)
     page.mouse.up()
     page.get_by_role("button", name="Filter the page to them").click()
-    expect(page.locator(FILTER)).to_have_value(re.compile(r"^final\.val\.loss>=1\.99\d+ "))
+    expect(page.locator(FILTER)).to_have_value(re.compile(r"^final\.val\.loss>=\d\.\d+ "))
     assert 0 < page.locator(ROWS).count() < 15
 
 
