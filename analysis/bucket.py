@@ -32,7 +32,7 @@ from analysis.metrics import (
 from analysis.problems import Problem
 from analysis.runrecord import FIXED, read_run
 from analysis.store import RUNS, history_table, part_file, read_part, write_part
-from analysis.summary import finish, summarise
+from analysis.summary import finish, loss_columns, summarise
 from rundir.files import ENDED, METRICS_FILE
 
 _ENDED = {str(state) for state in ENDED}
@@ -99,6 +99,13 @@ def build(job: Job) -> Built:
     streams = {t.partition("/")[2] for t in job.parts if t != RUNS} | fresh.tables.keys()
     for stream in sorted(streams):
         _build_history(job, built, stream, code_of, fresh.tables.get(stream, []), rows)
+    losses = [
+        column
+        for stream in sorted(streams)
+        for column in loss_columns(stream, built.schemas.get(history_table(stream), ()))
+    ]
+    for row in rows.values():
+        finish(row, losses)
     _build_runs(job, built, members, rows)
     return built
 
@@ -234,8 +241,6 @@ def _build_runs(
         stays = [run in members and run not in rows for run in old.column("run").to_pylist()]
         kinds = {name: job.schemas[RUNS][name] for name in old.column_names}
         pieces.append((old.filter(pa.array(stays, pa.bool_())), kinds))
-    for row in rows.values():
-        finish(row)
     if rows:
         pieces.append(runs_table(list(rows.values())))
     merged, kinds = concatenate(pieces)

@@ -54,7 +54,8 @@ def plain_tables(
         table = arrow_json.read_json(pa.BufferReader(chunk), read_options=options)
     except pa.ArrowException:
         return None
-    if table.num_rows != chunk.count(b"\n") or not _is_plain(table):
+    lines = chunk.count(b"\n") if codes is None else len(codes)
+    if table.num_rows != lines or not _is_plain(table):
         return None
     if codes is not None:
         table = table.add_column(0, "run", pa.array(codes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,19 @@ def summarise(stream: str, table: pa.Table) -> dict[int, dict[str, Any]]:
     return dict(zip(codes[starts].tolist(), rows, strict=True))
 
 
-def finish(row: dict[str, Any]) -> None:
-    """Set what follows from the summaries: ``diverged``."""
-    losses = [v for k, v in row.items() if k.startswith("final.") and k.endswith("loss")]
+def loss_columns(stream: str, metrics: Iterable[str]) -> list[str]:
+    """Return the summary columns whose last value tells whether a run diverged."""
+    return [f"final.{stream}.{metric}" for metric in metrics if metric.endswith("loss")]
+
+
+def finish(row: dict[str, Any], columns: Iterable[str]) -> None:
+    """Set what follows from the summaries: ``diverged``.
+
+    Args:
+        row: of one run.
+        columns: see :func:`loss_columns`; those of all streams.
+    """
+    losses = [row[name] for name in columns if name in row]
     broken = any(isinstance(v, float) and not math.isfinite(v) for v in losses)
     if row.get("state") is not None or losses:
         row["diverged"] = broken or row.get("state") == State.DIVERGED.value
