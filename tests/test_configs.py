@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,29 @@ def test_the_cluster_configs_list_every_field_and_its_true_default(kind):
     listed = yaml.safe_load(text)["cluster"]
     defaults = vars(chosen())
     assert listed == {key: defaults[key] for key in set(defaults) - set(clusters.FIXED)}
+
+
+def test_the_training_and_logging_configs_list_every_key():
+    from trainer.config import LoggingParams, TrainingParams
+    from trainer.config.logging import WandbParams
+
+    def listed(name, *path):
+        node = yaml.safe_load((ROOT / "conf" / name).read_text())
+        for key in path:
+            node = node[key]
+        return node
+
+    def defaults(params):
+        values = {field.name: getattr(params(), field.name) for field in dataclasses.fields(params)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    assert listed("training/shakespeare.yaml", "training_params").keys() == set(
+        defaults(TrainingParams)
+    )
+    own = {"wandb": None, "tensorboard": None}
+    assert listed("logging/default.yaml", "logging_params") | own == defaults(LoggingParams)
+    assert listed("logging/wandb.yaml", "logging_params", "wandb") == defaults(WandbParams)
+    assert listed("logging/tensorboard.yaml", "logging_params") == {"tensorboard": {}}
 
 
 def test_the_link_to_the_sweeps_is_in_place():
