@@ -21,7 +21,7 @@ from rundir import OptsweepError
 from trainer.data.documents import Documents
 from trainer.data.tokenizers import Gpt2Tokenizer
 
-WAITING = 3
+WAITING = 8
 """Batches in work or done for each process: memory is bounded, and no process waits for another."""
 
 _tokenizer: Gpt2Tokenizer | None = None
