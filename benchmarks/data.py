@@ -136,7 +136,7 @@ def measure_preparing(report: Report, bench: Bench) -> tuple[Path, Manifest]:
         least=SCALING if cores >= 2 else None,
     )
     peers = [a / b for a, b in zip(taken["peer"], taken["two"], strict=True)]
-    told = "two workers over the peer's two, headers, hashes, fsync and the reading of Parquet included"
+    told = "two workers over the peer's two; headers, hashes, fsync and Parquet included"
     report.add("prepare_ratio", median(peers), told, least=0.8)
     return directory, made
 
