@@ -23,5 +23,6 @@ def test_prefetched_batches_are_pinned_and_the_same(cuda: torch.device) -> None:
         for mine, theirs in pairs:
             for part, expected in zip(mine, theirs, strict=True):
                 assert part.is_pinned()
+                assert part.is_contiguous()
                 moved = part.to(cuda, non_blocking=True)
                 assert torch.equal(moved.cpu(), expected)

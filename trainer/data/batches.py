@@ -128,11 +128,22 @@ def validation_batches(
 def cut(tokens: Tokens, starts: NDArray[np.int64], context: int, *, pinned: bool = False) -> Batch:
     """Return the windows that begin at ``starts`` (B,), as inputs and targets.
 
-    Each token is copied once, from where it lies into the batch.
+    Each is copied straight from where the tokens lie. Pinned ones are two tensors: of views into
+    one, which are not contiguous, a copy to the device would make another one first and wait.
     """
-    windows = torch.empty(len(starts), context + 1, dtype=torch.int64, pin_memory=pinned)
-    if isinstance(tokens, TokenShards):
-        tokens.read(starts, windows.numpy())
-    else:
-        windows.numpy()[:] = tokens[starts[:, None] + np.arange(context + 1)]
+    if pinned:
+        inputs, targets = torch.empty(2, len(starts), context, dtype=torch.int64, pin_memory=True)
+        _fill(tokens, starts, inputs)
+        _fill(tokens, starts + 1, targets)
+        return inputs, targets
+    windows = torch.empty(len(starts), context + 1, dtype=torch.int64)
+    _fill(tokens, starts, windows)
     return windows[:, :-1], windows[:, 1:]
+
+
+def _fill(tokens: Tokens, starts: NDArray[np.int64], out: torch.Tensor) -> None:
+    """Copy what follows each start into its row of ``out`` (B, L)."""
+    if isinstance(tokens, TokenShards):
+        tokens.read(starts, out.numpy())
+    else:
+        out.numpy()[:] = tokens[starts[:, None] + np.arange(out.shape[1])]
