@@ -146,6 +146,21 @@ def test_a_sequence_read_in_parts_has_the_logits_of_the_whole(trained: Trained, 
     assert torch.equal(trained.model(whole)[0], expected)  # the layers are back
 
 
+def test_a_network_of_transformers_can_be_sampled_too(config: Mapping, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+    config = copy.deepcopy(config)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    llama = {"architecture": "llama", "vocab_size": 256, "overrides": sizes}
+    config["model"]["config"] = llama
+    config["training"]["training_params"]["max_steps"] = 20
+    found = sample.load(train(config, tmp_path))
+    text = list(b"The ")
+    for token in tokens_of(found, b"The ", CONTEXT - 4):
+        assert token == int(found.model(torch.tensor([text]))[0, -1].argmax())
+        text.append(token)
+
+
 def test_a_token_is_drawn_as_often_as_its_probability_says() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     draws = 2000
