@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from trainer.data.corpus import CACHE_VARIABLE
+from trainer.model import GPT
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 def can_compile(device: torch.device) -> bool:
     """Say whether this machine can, and choose the cache; where it can't, the log says so."""
-    if device.type == "cpu" and not _has_compiler():
+    if device.type == "cpu" and not has_compiler():
         log.info("training_params.compile: not used, there is no C++ compiler here")
         return False
     if INDUCTOR_VARIABLE not in os.environ:
@@ -39,11 +40,15 @@ def compiled(model: torch.nn.Module, device: torch.device) -> Callable[..., Any]
     """Return the model compiled, or as it is where this machine can't."""
     if not can_compile(device):
         return model
+    inner = getattr(model, "module", model)  # what DDP wraps
+    if isinstance(inner, GPT):
+        inner.compile_parts()
+        return model
     forward: Callable[..., Any] = torch.compile(model)
     return forward
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
     """Say whether there is what torch calls: ``CXX`` of the environment, or g++."""
     words = os.environ.get("CXX", "").split() or ["g++"]
     return shutil.which(words[0]) is not None

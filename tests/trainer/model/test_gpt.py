@@ -97,3 +97,27 @@ def test_only_the_embedding_and_the_head_are_no_matrices() -> None:
         "lm_head.weight",
     ]
     assert len(two_d) == 2 + 2 * 5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_outputs_that_are_added_for_the_kernels_change_nothing(monkeypatch, tied: bool) -> None:
+    """As on a GPU, where rows are to begin at multiples of 16 bytes."""
+    config = GPTConfig(n_embd=24, n_layer=2, n_head=3, vocab_size=50, tie_embeddings=tied)
+    x, results = tokens(2, 16), []
+    for missing in (lambda _: 0, lambda weight: -weight.shape[0] % 64):
+        monkeypatch.setattr("trainer.model.gpt.missing_rows", missing)
+        model = build(config)
+        loss = model(x, x.roll(-1))
+        loss.backward()
+        results.append((loss, *(weight.grad for weight in model.parameters())))
+    for plain, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_is_added_where_somebody_looks_at_a_layers_inputs(monkeypatch) -> None:
+    monkeypatch.setattr("trainer.model.gpt.missing_rows", lambda weight: -weight.shape[0] % 64)
+    model, seen = build(SHAPE), []
+    for block in model.blocks:
+        block.mlp.c_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(tokens(2, 16), tokens(2, 16))
+    assert seen == 2 * [(2, 16, SHAPE.ffn_width)]
