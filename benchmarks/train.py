@@ -201,11 +201,9 @@ def sides_of(size: str, *, quick: bool, device: str) -> tuple[list[str], list[st
     if device == "cpu" and (quick or not has_compiler()):
         names = [name for name in names if "compiled" not in name]
         notes.append("nothing compiled: " + ("--quick" if quick else "no C++ compiler"))
-    if device == "cuda":
-        names.remove("ours")
-        if size != COMPILED_PEER and "llama, compiled" in names:
-            names.remove("llama, compiled")
-            notes.append(f"{size}: Llama only eager, to be done in time")
+    if device == "cuda" and size != COMPILED_PEER and "llama, compiled" in names:
+        names.remove("llama, compiled")
+        notes.append(f"{size}: Llama only eager, to be done in time")
     return names, notes
 
 

@@ -52,7 +52,7 @@ def test_ratios_are_of_the_turns_and_the_faster_llama_counts(bench, capsys) -> N
 def test_without_transformers_the_peer_is_left_out_and_it_says_so(bench, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     names, notes = bench.train.sides_of("gpt-small", quick=False, device="cuda")
-    assert names == ["ours, compiled"]
+    assert names == ["ours", "ours, compiled"]
     assert notes == ["no Llama: transformers is not installed (optsweep[hf])"]
 
 
