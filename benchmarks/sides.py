@@ -66,6 +66,7 @@ def ours(case: Case, device: str, *, compiles: bool) -> Step:
     from trainer.optim import build_optimizer
     from trainer.optim.clipping import FoldsClip
     from trainer.optim.params import optimizer_params
+    from trainer.rows import row_threads
 
     trainer.preload()
     with torch.device(device):
@@ -73,12 +74,18 @@ def ours(case: Case, device: str, *, compiles: bool) -> Step:
     params = optimizer_params({"name": "adamw", "lr": LEARNING_RATE}, "optimizer")
     optimizer = build_optimizer(model, params)
     forward = compiled(model, torch.device(device)) if compiles else model
-    inputs, targets = _tokens(case, device)
+    batch = _tokens(case, device)
+    rows = None if compiles else row_threads(model, torch.device(device))
+
+    def loss_of(batch: Any) -> Any:
+        with _precision(device):
+            return forward(*batch)
 
     def step() -> None:
-        with _precision(device):
-            loss = forward(inputs, targets)
-        loss.backward()
+        if rows is not None and rows.fits(case.batch):
+            rows.backward(loss_of, batch)
+        else:
+            loss_of(batch).backward()
         if isinstance(optimizer, FoldsClip):
             optimizer.clip_grad_norm(1.0)
         else:

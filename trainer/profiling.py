@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -63,5 +63,17 @@ def profiling(steps: int, directory: Path, device: torch.device) -> Iterator[Ste
         schedule=torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1),
         on_trace_ready=keep,
         profile_memory=True,
+        experimental_config=_all_threads(),
     ) as profile:
         yield profile
+
+
+def _all_threads() -> Any:
+    """Return the setting that has other threads' operators in the profile; None before torch 2.8.
+
+    Each thread of a CPU may have rows of its own, see :mod:`trainer.rows`.
+    """
+    try:
+        return torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # noqa: SLF001
+    except TypeError:
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -22,6 +23,7 @@ from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
 from trainer.parallel import Ranks, accumulating
 from trainer.precision import Precision
+from trainer.rows import row_threads
 from trainer.watch import Watch
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ class Training:
         self._forward = self.model if self._shards else self._compiled(self.model)
         is_averaging = self._averaging is not self.model
         self._training_forward = self._compiled(self._averaging) if is_averaging else self._forward
+        is_whole = self._training_forward is self.model and not self._shards
+        self._rows = row_threads(self.model, device) if is_whole else None
         self.precision = Precision(params, device)
         self.reads_are_free = device.type == "cpu"
         """Whether reading a tensor's value waits for nothing."""
@@ -102,9 +106,7 @@ class Training:
         parts = self._batches(step)
         for number, batch in enumerate(parts, start=1):
             with accumulating(self._averaging, last=number == micro_batches):
-                part = self._loss(self._training_forward, batch) / micro_batches
-                self.precision.backward(part)
-            loss += part.detach()
+                loss += self._backward(batch, micro_batches)
         loss = self.ranks.mean(loss)
         if self._shards is not None:
             self._shards.take_gradients()
@@ -172,6 +174,15 @@ class Training:
         with self.precision.autocast():
             loss: torch.Tensor = forward(inputs, targets)
         return loss
+
+    def _backward(self, batch: Batch, micro_batches: int) -> torch.Tensor:
+        """Add the gradient of a micro-batch's part in the step's loss; return that part."""
+        if self._rows is not None and self._rows.fits(len(batch[0])):
+            loss_of = partial(self._loss, self._training_forward)
+            return self._rows.backward(loss_of, batch, micro_batches)
+        part = self._loss(self._training_forward, batch) / micro_batches
+        self.precision.backward(part)
+        return part.detach()
 
     def _clip(self, limit: float) -> torch.Tensor:
         """Clip the gradient of the coming step and return its norm before."""
