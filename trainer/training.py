@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
 from rundir.errors import IllegalValue
 from trainer.compilation import can_compile, compiled
 from trainer.config import TrainConfig
-from trainer.data.batches import Batch, validation_batches
+from trainer.data.batches import Batch, cut, most_validation_batches, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.data.prefetch import training_batches
 from trainer.determinism import be_deterministic
@@ -130,16 +131,22 @@ class Training:
         self.model.eval()
         if isinstance(self.optimizer, Averaging):
             self.optimizer.eval()
-        for batch in validation_batches(
+        passes, world = 0, self.ranks.size
+        split = (
             self._validation,
             params.context_length,
-            params.batch_size // self.ranks.size,
+            params.batch_size // world,
             params.val_tokens_processed,
-            rank=self.ranks.rank,
-            world=self.ranks.size,
-        ):
+        )
+        for batch in validation_batches(*split, rank=self.ranks.rank, world=world):
             total += self._loss(self._forward, batch) * batch[0].numel()
             count += batch[0].numel()
+            passes += 1
+        if self._shards is not None:
+            # All ranks gather a block's weights: who has fewer batches passes one window in vain.
+            spare = cut(self._validation, np.zeros(1, dtype=np.int64), params.context_length)
+            for _ in range(most_validation_batches(*split, world=world) - passes):
+                self._loss(self._forward, spare)
         self.model.train()
         if isinstance(self.optimizer, Averaging):
             self.optimizer.train()

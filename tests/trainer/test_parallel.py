@@ -141,7 +141,9 @@ def sharded(tiny_mapping: Mapping) -> dict[str, Mapping]:
     for name in SHARDED:
         config = copy.deepcopy(tiny_mapping)
         config["optimizer"]["optimizer_params"] = {"name": name, "lr": 0.01}
-        config["training"]["training_params"] |= {"parallel": "fsdp", "gradnorm": 0.3}
+        # Five windows of validation: two batches for rank 0, one for rank 1.
+        more = {"parallel": "fsdp", "gradnorm": 0.3, "val_tokens_processed": 80}
+        config["training"]["training_params"] |= more
         config["model"]["config"]["ffn_multiple_of"] = 5
         found[name] = config
     return found

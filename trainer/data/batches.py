@@ -119,10 +119,22 @@ def validation_batches(
         world: number of ranks.
     """
     windows = (len(tokens) - 1) // context
-    count = max(1, min(windows, wanted // context))
+    count = _validation_windows(tokens, context, wanted)
     starts = np.arange(count) * windows // count * context
     for at in range(rank * batch, count, world * batch):
         yield cut(tokens, starts[at : at + batch], context)
+
+
+def most_validation_batches(
+    tokens: Tokens, context: int, batch: int, wanted: int, *, world: int = 1
+) -> int:
+    """Return how many batches :func:`validation_batches` yields to rank 0: no other has more."""
+    return -(-_validation_windows(tokens, context, wanted) // (world * batch))
+
+
+def _validation_windows(tokens: Tokens, context: int, wanted: int) -> int:
+    """Return how many windows a validation reads."""
+    return max(1, min((len(tokens) - 1) // context, wanted // context))
 
 
 def cut(tokens: Tokens, starts: NDArray[np.int64], context: int, *, pinned: bool = False) -> Batch:
