@@ -115,6 +115,8 @@ def _convert_union(value: object, arguments: tuple[Any, ...], name: str) -> Any:
         try:
             return _convert(value, choice, name)
         except IllegalValue as error:
+            if error.name != name:  # of this kind, and a part of it is wrong
+                raise
             wanted.append(error.must)
     if type(None) in arguments:
         wanted.append("null")

@@ -96,16 +96,20 @@ REFUSED = [
         "training.training_params.gradnorm = -1.0; must be at least 0 (0 does not clip)",
     ),
     (
-        {f"{TRAINING}mixed_precision": "float16"},
-        "training.training_params.mixed_precision = 'float16'; must be one of bfloat16, float32",
+        {f"{TRAINING}mixed_precision": "float8"},
+        (
+            "training.training_params.mixed_precision = 'float8'; must be one of "
+            "bfloat16, float16, float32"
+        ),
     ),
     (
         {f"{TRAINING}batchsize": 16},
         (
             "unknown key batchsize in training.training_params; must be one of: "
-            "autocast, batch_size, compile, context_length, gradnorm, max_skipped_steps, "
-            "max_steps, mixed_precision, non_finite, num_epochs, tensorcore_precision, "
-            "tokens_processed, val_tokens_processed; did you mean batch_size?"
+            "activation_checkpointing, autocast, batch_size, compile, context_length, "
+            "deterministic, gradnorm, max_skipped_steps, max_steps, mixed_precision, non_finite, "
+            "num_epochs, parallel, profile_steps, tensorcore_precision, tokens_processed, "
+            "val_tokens_processed; did you mean batch_size?"
         ),
     ),
     (
@@ -132,6 +136,21 @@ REFUSED = [
         (
             "logging.logging_params.load_ckpt_step = 500; must be 0: "
             "a run resumes from its newest good checkpoint by itself"
+        ),
+    ),
+    (
+        {f"{LOGGING}wandb": {"mode": "offlin"}},
+        "logging.logging_params.wandb.mode = 'offlin'; must be one of online, offline or null",
+    ),
+    (
+        {f"{LOGGING}wandb": {"project": ""}},
+        "logging.logging_params.wandb.project = ''; must be a name",
+    ),
+    (
+        {f"{LOGGING}wandb": "mine"},
+        (
+            "logging.logging_params.wandb = 'mine'; must be a mapping with keys "
+            "project, entity, group, tags, mode or null"
         ),
     ),
     (
