@@ -280,3 +280,21 @@ def test_a_wrong_shard_is_told_before_the_first_step(
     assert "\n" not in said
     assert prepare.main(["finewebmini", "--out", str(shards), "--workers", "0"]) == 0
     load_corpus(DatasetConfig(name="finewebmini", tokenizer="gpt2", path=str(shards)))
+
+
+def test_a_token_that_is_none_is_told_where_it_is_read(shards: Path) -> None:
+    path = shards / "train_000003.bin"
+    tokens = opened(shards)
+    starts, out = np.array([0, 600]), np.empty((2, 50), dtype=np.int64)
+    tokens.read(starts, out)
+    patch(path, HEADER_BYTES + 2 * 110, b"\xff\xff")
+    with pytest.raises(UserError) as error:
+        tokens.read(starts, out)
+    again = f"python -m trainer.prepare finewebmini --out {shards} --verify mends it"
+    assert str(error.value) == (
+        f"{path}, or the shard that follows it, is damaged: it holds a token 65535; must be below "
+        f"50257; {again}"
+    )
+    arguments = ["finewebmini", "--out", str(shards), "--workers", "0", "--verify"]
+    assert prepare.main(arguments) == 0
+    opened(shards).read(starts, out)

@@ -140,11 +140,13 @@ class TokenShards:
             UserError: one is missing or not what the manifest says.
         """
         shards = manifest.of(split)
+        self._again = command(manifest.dataset, directory)
+        self._vocabulary = manifest.vocab_size
         try:
             paths = [check_shard(directory, manifest, shard) for shard in shards]
         except UserError as error:
-            again = command(manifest.dataset, directory)
-            raise UserError(f"{error}; {again} makes it again") from None
+            raise UserError(f"{error}; {self._again} makes it again") from None
+        self._paths = paths
         # Plain views: slicing a memmap itself costs 3 µs, five times as much as copying a window.
         self._parts = [
             np.memmap(path, TOKEN, "r", HEADER_BYTES, (shard.tokens,)).view(np.ndarray)
@@ -162,10 +164,20 @@ class TokenShards:
         Args:
             starts: (B,), each at most ``len(self)`` - L.
             out: (B, L), of any integer type that holds the tokens.
+
+        Raises:
+            UserError: a token is none of the vocabulary, which a header does not tell: the file was
+                damaged since.
         """
         homes = np.searchsorted(self._ends, starts, side="right")
         for row, start, home in zip(out, starts.tolist(), homes.tolist(), strict=True):
             self._copy(start, home, row)
+        if out.size and out.max() >= self._vocabulary:
+            home = int(homes[int((out >= self._vocabulary).any(axis=1).argmax())])
+            raise UserError(
+                f"{self._paths[home]}, or the shard that follows it, is damaged: it holds a token "
+                f"{out.max()}; must be below {self._vocabulary}; {self._again} --verify mends it"
+            )
 
     def _copy(self, start: int, home: int, row: NDArray[Any]) -> None:
         filled = 0
