@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -138,8 +139,12 @@ def losses_of(directory: Path) -> dict[int, float]:
 
 
 def best_steps(losses: dict[int, float], count: int) -> list[int]:
-    """Return the steps of the lowest losses, the lowest first; of equal ones the earlier."""
-    return sorted(losses, key=lambda step: (losses[step], step))[:count]
+    """Return the steps of the lowest losses, the lowest first; of equal ones the earlier.
+
+    NaN compares with nothing, and is none of the best.
+    """
+    numbers = [step for step, loss in losses.items() if not math.isnan(loss)]
+    return sorted(numbers, key=lambda step: (losses[step], step))[:count]
 
 
 def remove_unfinished(directory: Path) -> None:

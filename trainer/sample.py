@@ -160,12 +160,13 @@ def _chosen(directory: Path, wanted: str) -> Path:
         return newest
     if wanted == "best":
         losses = {step: loss for step, loss in losses_of(folder).items() if step in found}
-        if not losses:
+        best = best_steps(losses, 1)
+        if not best:
             raise UserError(
                 f"--checkpoint = best; must be last or a step ({_listed(found)}): no checkpoint of "
                 f"{directory} has its validation loss on record"
             )
-        step = best_steps(losses, 1)[0]
+        step = best[0]
     else:
         step = int(wanted) if wanted.isdecimal() and len(wanted) < 20 else -1
         if step not in found:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ import torch
 import trainer
 from rundir import Diverged, OptsweepError, Preempted, Run, Superseded
 from rundir.files import METRICS_FILE, iter_metrics
-from trainer.checkpoint import list_checkpoints, losses_of, newest_checkpoint, read_checkpoint
+from trainer.checkpoint import (
+    best_steps,
+    list_checkpoints,
+    losses_of,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from trainer.config import TrainConfig
 from trainer.keeper import Keeper
 from trainer.parallel import Ranks
@@ -186,6 +193,13 @@ def test_the_best_are_saved_when_they_are_found_and_stay(
     assert max(best) < 11
     assert steps_kept(tmp_path) == sorted({*best, 12})
     assert losses_of(tmp_path / "checkpoints") == {at: losses[at] for at in {*best, 12}}
+
+
+def test_a_loss_that_is_no_number_takes_no_place_among_the_best() -> None:
+    losses = {1: 3.0, 2: float("nan"), 3: 2.0, 4: float("inf")}
+    for order in permutations(losses):
+        assert best_steps({step: losses[step] for step in order}, 2) == [3, 1]
+    assert best_steps({2: float("nan")}, 1) == []
 
 
 def test_a_resumed_run_knows_the_best_of_before(
