@@ -32,10 +32,11 @@ PEAKS = {
     "A10G": 70e12,
     "A10": 125e12,
     "MI300X": 1307e12,
-    "MI250X": 383e12,
+    "MI250X": 191.5e12,
 }
 """FLOP/s of dense bf16 products from the makers' data sheets, by words of the device's name; the
-first that fits counts. SXM where no form is named."""
+first that fits counts. SXM where no form is named; of an MI250X one of its two halves, which are
+a device each."""
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -25,9 +25,10 @@ from trainer.throughput import Pace, peak_flops, peak_memory, peak_of
         ("NVIDIA B200", 2250),
         ("NVIDIA L40S", 362),
         ("NVIDIA L4", 121),
+        ("AMD Instinct MI250X", 191.5),
     ],
 )
-def test_the_peak_is_that_of_the_makers_data_sheet(name: str, tera: int) -> None:
+def test_the_peak_is_that_of_the_makers_data_sheet(name: str, tera: float) -> None:
     assert peak_of(name) == tera * 1e12
 
 
