@@ -22,9 +22,6 @@ END_OF_TEXT = 50256
 
 _SEPARATOR = np.array([END_OF_TEXT], dtype=np.uint16)
 
-END_OF_TEXT = 50256
-"""GPT-2's token between documents."""
-
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
