@@ -9,10 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
+from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rundir.files import METRICS_FILE, iter_metrics
 from trainer.config.logging import WandbParams
 from trainer.loggers.identity import Identity
 
@@ -20,7 +24,10 @@ DIRECTORY = "wandb"
 """Of the run directory; wandb itself makes one of this name in the directory that it is given."""
 
 LOGGED_FILE = "logged.txt"
-"""There: a line ``stream step`` for each record that wandb was given."""
+"""There: a line ``stream step`` for each record that wandb has on the disk."""
+
+FLUSH_S = 2.0
+"""Between two writes of wandb's to the disk; what a kill finds in its memory is lost."""
 
 INIT_TIMEOUT_S = 20.0
 """How long a server may take to answer. Meanwhile the run trains, and its records wait."""
@@ -40,6 +47,8 @@ class WeightsAndBiases:
         self._params, self._identity, self._directory = params, identity, directory
         self._logged_file = directory / DIRECTORY / LOGGED_FILE
         self._logged: dict[str, int] = {}
+        self._unsure: deque[tuple[float, str]] = deque()
+        """When, and as which line, records were given that may not be on the disk yet."""
         self._run: Any = None
         self._is_abandoned = False
 
@@ -58,6 +67,8 @@ class WeightsAndBiases:
             quiet=True,
             silent=True,
         )
+        if "x_transaction_log_flush_interval" in type(settings).model_fields:  # since 0.31
+            settings.x_transaction_log_flush_interval = FLUSH_S
         try:
             self._run = self._begun(wandb, settings, self._params.mode)
         except wandb.Error as error:
@@ -68,6 +79,19 @@ class WeightsAndBiases:
             log.warning(text, self.name, said, self._logged_file.parent)
             _stop_service(wandb)  # which still holds the id
             self._run = self._begun(wandb, settings, "offline")
+        for stream, step, metrics in list(self._missed()):
+            self.log(stream, step, metrics)
+
+    def _missed(self) -> Iterator[tuple[str, int, dict[str, float]]]:
+        """Yield, by step, the run's records that wandb lacks: an attempt was killed, or had none.
+
+        Those of this attempt that are among them come once more, and are left out then.
+        """
+        lines = iter_metrics(self._directory / METRICS_FILE)
+        records = {(line["step"], line["stream"]): line for line in lines}
+        for step, stream in sorted(records):
+            metrics = records[step, stream].items()
+            yield stream, step, {key: value for key, value in metrics if key not in _NO_METRICS}
 
     def _begun(self, wandb: Any, settings: Any, mode: str | None) -> Any:
         params, identity = self._params, self._identity
@@ -91,12 +115,21 @@ class WeightsAndBiases:
         if step <= self._logged.get(stream, 0):
             return
         self._run.log({f"{stream}/{name}": value for name, value in metrics.items()}, step=step)
+        self._logged[stream] = step
+        now = time.monotonic()
+        self._unsure.append((now, f"{stream} {step}\n"))
+        self._note(now - 2 * FLUSH_S)
+
+    def _note(self, until: float) -> None:
+        """Write down what was given up to a time, which is on the disk."""
         with self._logged_file.open("a", encoding="utf-8") as file:
-            file.write(f"{stream} {step}\n")
+            while self._unsure and self._unsure[0][0] <= until:
+                file.write(self._unsure.popleft()[1])
 
     def close(self) -> None:
         """Upload what is left."""
         self._run.finish()
+        self._note(time.monotonic())
 
     def abandon(self) -> None:
         """End the package's own process, for which Python would wait at its end, maybe for hours.
@@ -107,6 +140,10 @@ class WeightsAndBiases:
 
         self._is_abandoned = True
         _stop_service(wandb)
+
+
+_NO_METRICS = frozenset({"stream", "step", "t", "attempt"})
+"""What a record in metrics.jsonl holds besides."""
 
 
 def _stop_service(wandb: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -125,6 +126,51 @@ def test_wandb_holds_each_step_once_with_the_runs_own_numbers(logged: Path) -> N
     theirs = {key: value for key, value in (first | second).items() if key[1].endswith("loss")}
     assert theirs == ours
     assert (12, "train/grad_norm") in second
+
+
+KILLED = """
+import json, os, signal, sys, threading, trainer
+from rundir import Run
+from trainer.loggers.weights_and_biases import WeightsAndBiases
+
+given, log = threading.Event(), WeightsAndBiases.log
+
+def logged(self, stream, step, metrics):
+    log(self, stream, step, metrics)
+    if step == 6:
+        given.set()
+
+WeightsAndBiases.log = logged
+
+class Killed(Run):
+    def log(self, stream, step, **metrics):
+        super().log(stream, step, **metrics)
+        if self.attempt == 1 and step == 7:
+            given.wait(60)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with Killed(sys.argv[2], threads=1) as run:
+    trainer.run(json.loads(sys.argv[1]), run)
+"""
+
+
+def test_wandb_gets_what_a_killed_attempt_could_not_write(
+    tiny_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    config = json.loads(json.dumps(tiny_mapping))
+    config["logging"]["logging_params"]["wandb"] = {"project": "probe", "mode": "offline"}
+    command = [sys.executable, "-c", KILLED, json.dumps(config), str(tmp_path)]
+    for ended in (-signal.SIGKILL, 0):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == ended, done.stderr
+    files = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    theirs = {key: value for file in files for key, value in history(wandb_records(file)).items()}
+    ours = {
+        (record["step"], f"{record['stream']}/loss"): record["loss"]
+        for record in iter_metrics(tmp_path / METRICS_FILE)
+    }
+    assert len(ours) == 16
+    assert {key: value for key, value in theirs.items() if key[1].endswith("loss")} == ours
 
 
 def test_the_key_reaches_no_file(logged: Path) -> None:
