@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ def train(config: TrainConfig, run: Run) -> None:
     with joined(run, config.device) as ranks:
         forget_peak_memory(ranks.device)
         training = Training(config, ranks)
-        with Keeper(training, run) as keeper:
+        with closing(training), Keeper(training, run) as keeper:
             _train(config, run, training, keeper)
 
 

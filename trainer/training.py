@@ -104,7 +104,7 @@ class Training:
         sequences = params.tokens_processed // params.context_length
         micro_batches = sequences // params.batch_size
         loss = torch.zeros((), device=self.device)
-        parts = self._batches(step)
+        parts = self._batches.micro_batches(step)
         for number, batch in enumerate(parts, start=1):
             with accumulating(self._averaging, last=number == micro_batches):
                 loss += self._backward(batch, micro_batches)
@@ -122,6 +122,10 @@ class Training:
             self.optimizer.forget()
         self.optimizer.zero_grad()
         return Update(loss, norm, lr)
+
+    def close(self) -> None:
+        """End the thread that makes batches, wherever it is."""
+        self._batches.close()
 
     @torch.no_grad()
     def validation_loss(self) -> float:

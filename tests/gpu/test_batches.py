@@ -15,8 +15,8 @@ PARAMS = TrainingParams(tokens_processed=512, batch_size=4, context_length=32, m
 def test_prefetched_batches_are_pinned_and_the_same(cuda: torch.device) -> None:
     tokens = np.random.default_rng(0).integers(256, size=20_000).astype(np.uint8)
     config = TrainConfig(training=PARAMS)
-    ahead = training_batches(tokens, config, STEPS, cuda)
-    plain = training_batches(tokens, config, STEPS, torch.device("cpu"))
+    ahead = training_batches(tokens, config, STEPS, cuda).micro_batches
+    plain = training_batches(tokens, config, STEPS, torch.device("cpu")).micro_batches
     for step in range(STEPS):
         pairs = list(zip(ahead(step), plain(step), strict=True))
         assert len(pairs) == 4

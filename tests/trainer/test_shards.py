@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,12 @@ def test_training_on_shards_resumes_to_the_bit(
 ) -> None:
     mapping = on(plays, tiny)
     undisturbed = curve(tmp_path / "a", mapping)
-    with stopping_run(tmp_path / "b", 5) as run, pytest.raises(Preempted, match="step 5 of 12"):
+    stopped = pytest.raises(Preempted, match="step 5 of 12")
+    with stopping_run(tmp_path / "b", 5) as run, stopped as kept:
         trainer.train(TrainConfig.from_mapping(mapping), run)
+    # Also while somebody keeps the error, and with it all that was in memory.
+    assert kept.tb
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
     assert curve(tmp_path / "b", mapping) == undisturbed
     assert {stream for stream, _ in undisturbed} == {"train", "val"}
 

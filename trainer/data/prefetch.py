@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 
@@ -26,7 +27,7 @@ def training_batches(
     *,
     rank: int = 0,
     world: int = 1,
-) -> Callable[[int], Iterator[Batch]]:
+) -> Batches:
     """Return what yields a rank's micro-batches of the step that follows so many done ones.
 
     They are prefetched where making them can take time: from files, and into pinned memory.
@@ -42,8 +43,28 @@ def training_batches(
         return order.micro_batches(step, sequences, params.batch_size)
 
     if pinned or isinstance(tokens, TokenShards):
-        return Prefetched(micro_batches, steps, device).micro_batches
-    return micro_batches
+        return Prefetched(micro_batches, steps, device)
+    return Made(micro_batches)
+
+
+class Batches(Protocol):
+    """The micro-batches of any step."""
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """Yield those of the step that follows ``step`` done ones."""
+
+    def close(self) -> None:
+        """End what makes them."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Micro-batches that are made when they are asked for."""
+
+    micro_batches: Callable[[int], Iterator[Batch]]
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Prefetched:
@@ -62,6 +83,7 @@ class Prefetched:
         """Take what makes the micro-batches of a step, how many steps there are, and for whom."""
         self._make, self._steps, self._device = micro_batches, steps, device
         self._line: _Line | None = None
+        self._thread: threading.Thread | None = None
         self._next = -1
         """The step whose batches come out of the line next; -1 within one."""
 
@@ -79,10 +101,13 @@ class Prefetched:
         self._next = step + 1
 
     def close(self) -> None:
-        """End the thread once it has made the batch at hand."""
+        """End the thread, and wait until it has made the batch at hand."""
         if self._line is not None:
             self._line.close()
             self._line = None
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _begin(self, step: int) -> _Line:
         self.close()
@@ -90,7 +115,8 @@ class Prefetched:
         # The thread knows the line but not this object, whose end is that of the thread.
         weakref.finalize(self, line.close)
         work = (self._make, range(step, max(self._steps, step + 1)), line, self._device)
-        threading.Thread(target=_fill, args=work, name="prefetch", daemon=True).start()
+        self._thread = threading.Thread(target=_fill, args=work, name="prefetch", daemon=True)
+        self._thread.start()
         return line
 
 
