@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from trainer import TrainConfig, TrainingParams, training
 from trainer.checkpoint import Kept, list_checkpoints, read_checkpoint, save_checkpoint
 from trainer.optim.params import REGISTRY
 from trainer.parallel import Ranks
-from trainer.training import Training
+from trainer.throughput import Pace
+from trainer.training import Training, Update
 from trainer.watch import UNREAD, Watch
 
 Mapping = dict[str, Any]
@@ -269,6 +271,31 @@ def test_where_reads_wait_none_happens_until_somebody_asks() -> None:
         assert watch.lets_pass(step, unreadable, unreadable)
     with pytest.raises((NotImplementedError, RuntimeError)):
         watch.fault()
+
+
+@pytest.mark.usefixtures("_costly_reads")
+def test_the_clock_runs_until_the_device_is_done_before_a_checkpoint(
+    tiny: Mapping, change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(tiny, **{f"{LOGGING}log_step": 5, f"{LOGGING}save_ckpt_step": 4})
+    watches: list[Watch] = []
+    unread: list[int] = []
+    step, paused = Training.step, Pace.paused
+
+    def watched(self: Training, done: int) -> Update:
+        watches.append(self.watch)
+        return step(self, done)
+
+    def noted(self: Pace) -> AbstractContextManager[None]:
+        unread.append(len(watches[-1]._unread))
+        return paused(self)
+
+    monkeypatch.setattr(Training, "step", watched)
+    monkeypatch.setattr(Pace, "paused", noted)
+    trained(tiny, tmp_path)
+    assert saved_steps(tmp_path) == [8, 12]
+    assert len(unread) == 7  # four validations, three checkpoints
+    assert not any(unread)
 
 
 def test_what_waits_on_the_device_is_bounded() -> None:
