@@ -261,6 +261,7 @@ def _data_record(training: Training) -> dict[str, Any]:
         "dataset": config.data.name,
         "tokenizer": config.data.tokenizer,
         "train_tokens": training.train_tokens,
+        "content": training.content,
         "tokens_processed": config.training.tokens_processed,
         "context_length": config.training.context_length,
         "seed": config.seed,

@@ -235,6 +235,24 @@ def test_other_data_under_a_checkpoint_is_said(
     assert said in caplog.messages
 
 
+def test_files_of_the_same_length_with_another_text_are_said(
+    tiny: Mapping,
+    tmp_path: Path,
+    stopping_run: Callable[[Path, int], Run],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    text = tmp_path / "text.txt"
+    tiny["data"]["dataset"] |= {"name": "text", "path": str(text)}
+    text.write_text("To be, or not to be. " * 100)
+    with pytest.raises(Preempted), stopping_run(tmp_path / "run", 5) as run:
+        trainer.run(tiny, run)
+    text.write_text("To do, or not to do. " * 100)
+    with Run(tmp_path / "run", threads=1) as run:
+        trainer.run(tiny, run)
+    (said,) = (message for message in caplog.messages if "other batches follow" in message)
+    assert said.startswith("the checkpoint of step 5 is of data with content = '")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_state_with_one_number_that_is_not_finite_is_not_saved(
     tiny: Mapping, tmp_path: Path, value: float

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 SHAKESPEARE_SHA256 = "7625c79c726a206afb243c18921d1ea48acb56a6a1ae60e1678eb8b6e2cf4ecc"
 """Of the uncompressed text."""
 
+CONTENT_DIGITS = 12
+"""Of the hash that tells one content of a dataset from another."""
+
 CACHE_VARIABLE = "OPTSWEEP_CACHE"
 """Environment variable that names the directory of tokenized data; ~/.cache/optsweep by default."""
 
@@ -40,6 +43,8 @@ class Corpus:
 
     train: Tokens
     validation: Tokens
+    content: str
+    """Hash of all the tokens, the first digits of it."""
 
     @property
     def sizes(self) -> Splits:
@@ -66,23 +71,25 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     else:
         tokens = _gpt2_tokens(text, config.vocab_bpe)
     training, _ = split(len(tokens))
-    return Corpus(tokens[:training], tokens[training:])
+    content = hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()
+    return Corpus(tokens[:training], tokens[training:], content[:CONTENT_DIGITS])
 
 
 def _shards(config: DatasetConfig) -> Corpus:
     directory = shards_of(config.name, config.path)
     manifest = prepared(config.name, directory)
     train, validation = (TokenShards(directory, manifest, s) for s in (TRAINING, VALIDATION))
-    content = hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode())
+    hashes = "".join(shard.sha256 for shard in manifest.shards)
+    content = hashlib.sha256(hashes.encode()).hexdigest()[:CONTENT_DIGITS]
     log.info(
         "%s: %d tokens in %d shards of %s, content %s",
         config.name,
         len(train) + len(validation),
         len(manifest.shards),
         directory,
-        content.hexdigest()[:12],
+        content,
     )
-    return Corpus(train, validation)
+    return Corpus(train, validation, content)
 
 
 def load_shakespeare() -> str:
