@@ -71,7 +71,10 @@ def _prepare(options: argparse.Namespace) -> int:
     directory = options.out or shards_of(name)
     # Whatever is wrong with the input is found before anything is written.
     wanted = Manifest.read(directory) or _new(name, directory, options)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {directory}: can't be made: {error.strerror}") from None
     with locked(directory / LOCK_FILE) as owner:
         if owner is not None:
             raise UserError(f"{directory} is being prepared by {owner}")

@@ -215,6 +215,17 @@ def test_data_too_short_is_found_by_its_size_alone(
     trainer.check(tiny)
 
 
+@pytest.mark.parametrize("text", ["", "too short"])
+def test_a_text_of_no_length_is_named(
+    tiny: Mapping, change: Change, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        trainer.check(change(tiny, **{f"{DATA}name": "text", f"{DATA}path": str(path)}))
+    assert str(error.value) == f"data.dataset = 'text'; must be longer than {len(text)} tokens"
+
+
 def test_cuda_where_there_is_none_is_refused_before_the_first_step(
     tiny: Mapping, change: Change, tmp_path: Path
 ) -> None:

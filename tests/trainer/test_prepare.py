@@ -350,6 +350,14 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
         "--source none.parquet: must be a file, or a glob that matches some",
     ),
     (
+        ("finewebmini", "--source", "good.jsonl", "--out", "good.jsonl"),
+        "--out good.jsonl: can't be made: File exists",
+    ),
+    (
+        ("finewebmini", "--source", "good.jsonl", "--out", "good.jsonl/x"),
+        "--out good.jsonl/x: can't be made: Not a directory",
+    ),
+    (
         ("finewebmini", "--source", "x.csv"),
         "--source x.csv: must end in .parquet, .jsonl, .json, .txt, or one of them and .gz or .zst",
     ),

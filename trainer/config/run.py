@@ -103,6 +103,8 @@ class TrainConfig:
         """
         training = self.training
         longest = min(tokens) - 1
+        must = f"longer than {sum(tokens)} tokens"
+        require(longest >= 1, "data.dataset", self.data.name, must)
         require(
             training.context_length <= longest,
             "training.training_params.context_length",
