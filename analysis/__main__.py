@@ -37,16 +37,24 @@ def _parser() -> argparse.ArgumentParser:
     diff.set_defaults(command=_from("commands", "diff"))
     plot = verbs.add_parser("plot", parents=[store], help="figures fit for a paper")
     plot.add_argument("sweep", nargs="?", metavar="SWEEP", help="name or directory; default: all")
-    plot.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="plots")
-    plot.add_argument("--format", default="png", metavar="FORM", help="png, pdf or svg; png")
+    plot.add_argument(
+        "--out", type=Path, default=Path("plots"), metavar="DIR", help="default: plots"
+    )
+    plot.add_argument(
+        "--format", default="png", metavar="FORM", help="png, pdf or svg; default: png"
+    )
     plot.set_defaults(command=_from("commands", "plot"))
     _add_report(verbs.add_parser("report", parents=[store], help="one HTML page of a sweep"))
     return parser
 
 
 def _add_collect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT", help="outputs and multirun")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
+    parser.add_argument(
+        "roots", nargs="*", type=Path, metavar="ROOT", help="default: outputs multirun"
+    )
+    parser.add_argument(
+        "--workers", type=_at_least(1), metavar="N", help="processes; default: one a core"
+    )
     parser.add_argument("--no-wait", action="store_true", help="fail if another collector works")
     parser.set_defaults(command=_from("refresh", "collect"))
 
@@ -75,13 +83,31 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
         "= != < <= > >= in ~ (contains); null; may be repeated",
     )
     parser.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="rows to print, 0 for all; default: 100"
+        "--limit",
+        type=_at_least(0),
+        default=100,
+        metavar="N",
+        help="rows to print, 0 for all; default: 100",
     )
     parser.add_argument("--all", action="store_true", help="every column, under its full name")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON array; NaN as a text")
     form.add_argument("--csv", action="store_true", help="null as an empty field")
     parser.set_defaults(command=_from("commands", "table"))
+
+
+def _at_least(bound: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from a bound on."""
+
+    def whole(text: str) -> int:
+        number = int(text) if text.strip().lstrip("+-").isdecimal() else bound - 1
+        if number < bound:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}; must be a whole number of at least {bound}"
+            )
+        return number
+
+    return whole
 
 
 def _from(module: str, name: str) -> Callable[[argparse.Namespace], int | None]:

@@ -276,3 +276,17 @@ def test_no_match_is_said(store: Path, capsys) -> None:
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     assert "of 7 runs none matches" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["table", "--limit", "-3"], "--limit: '-3'; must be a whole number of at least 0"),
+        (["table", "--limit", "few"], "--limit: 'few'; must be a whole number of at least 0"),
+        (["collect", "--workers", "0"], "--workers: '0'; must be a whole number of at least 1"),
+    ],
+)
+def test_a_count_that_makes_no_sense_is_refused(capsys, arguments: list[str], fault: str) -> None:
+    with pytest.raises(SystemExit, match="^2$"):
+        main(arguments)
+    assert capsys.readouterr().err.endswith(f"error: argument {fault}\n")

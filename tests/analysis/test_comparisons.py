@@ -21,6 +21,7 @@ from analysis import (
     runs,
 )
 from analysis.collector import collect
+from analysis.statistics import holm
 from rundir import Diverged, UserError
 
 
@@ -104,6 +105,27 @@ def test_the_best_group_beats_by_paired_seeds(seeded: Path) -> None:
     strict = compare(level=1e-6)
     assert not strict["beats"].any()
     assert strict["reason"].str.contains("must be below 1e-06").sum() == 2
+
+
+def test_the_choice_of_the_best_costs_as_much_as_the_number_of_the_rest(seeded: Path) -> None:
+    table = compare()
+    p = table["p"].dropna().tolist()
+    # Of four groups any could have been the best; two of the three tests have an answer.
+    expected = [4 * value for value in holm(p)]
+    assert table["p_adjusted"].dropna().tolist() == pytest.approx(expected)
+    assert table["p_adjusted"].isna().tolist() == [True, False, False]
+
+
+def test_every_pair_is_compared_as_the_best_is(seeded: Path) -> None:
+    best, every = compare(level=0.1), compare(level=0.1, pairs=True)
+    assert every[:3].to_dict("records")[1:] == best.to_dict("records")[1:]
+    assert every[["a", "b"]].to_numpy().tolist()[3:] == [
+        ["muon, lr 0.01", "adamw, lr 0.1"],
+        ["muon, lr 0.01", "adamw, lr 0.01"],
+        ["adamw, lr 0.1", "adamw, lr 0.01"],
+    ]
+    assert (every["mean_a"] <= every["mean_b"]).all()
+    assert every["reason"].iloc[-1] == "the runs of each side are all alike"
 
 
 def test_per_setting_only_its_best_group_is_compared(seeded: Path) -> None:
