@@ -287,6 +287,6 @@ def test_no_match_is_said(store: Path, capsys) -> None:
     ],
 )
 def test_a_count_that_makes_no_sense_is_refused(capsys, arguments: list[str], fault: str) -> None:
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(arguments)
     assert capsys.readouterr().err.endswith(f"error: argument {fault}\n")

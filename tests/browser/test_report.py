@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from analysis import heatmap
+from analysis.__main__ import main
 
 FILTER = "#filter"
 ROWS = "#leaderboard tbody tr"
@@ -82,14 +84,53 @@ def test_words_and_comparisons_filter_table_and_curves(page) -> None:
     assert set(column(page, "optimizer")) == {"muon"}
     assert max(numbers(column(page, "lr"))) == 0.01
     assert page.locator("#curve-legend").inner_text() != before
-    page.fill(FILTER, "state=diverged|planned")
+    page.fill(FILTER, "state in (diverged, planned)")
     expect(page.locator(ROWS)).to_have_count(2)
-    page.fill(FILTER, 'state=planned|"diverged" lr>=0.3')
+    page.fill(FILTER, 'lr>=0.3 and (state=planned or "diverged")')
     expect(page.locator(ROWS)).to_have_count(2)
     page.fill(FILTER, "val.loss>=2.0 val.loss<2.2 optimizer!=adamw")
     losses = numbers(column(page, "val loss"))
     assert losses
     assert all(2.0 <= loss < 2.2 for loss in losses)
+
+
+CONDITIONS = [
+    "lr < 0.02 and not optimizer = muon",
+    "lr>=0.01 and (optimizer = adamw or state in (diverged, planned))",
+    "val.loss != null or reason ~ NAN",
+    "not val.loss > 2.2",
+    "final.val.loss != 2",
+    "optimizer = Muon",
+    "optimizer < b",
+    "NOT (seed = 1 OR seed = 2) AND lr = 1e-2",
+    "diverged = true",
+    "name = 'muon-0.01-0' or \"name\" ~ hostile",
+    "best.val.loss > 0 and val.loss = nan",
+    "seed in (0, null)",
+    "momentum = null",
+    "not momentum = 0.9",
+    "lr < inf and lr > -inf",
+]
+FAULTS = ["lr >", "lr > big", "diverged = 2", "(lr > 1", "seed in 3", "seed in (3 4)", "! lr > 1"]
+
+
+def test_the_filter_speaks_the_language_of_where(page, small: Path, capsys) -> None:
+    def told(condition: str) -> tuple[int, str]:
+        where = ["table", "--store", str(small.parent / "store"), "--json", "--limit", "0"]
+        code = main([*where, "--where", condition])
+        out, err = capsys.readouterr()
+        return (len(json.loads(out)), "") if code == 0 else (22, err.strip().partition("; ")[2])
+
+    alert = page.locator("#filterbar [role=alert]")
+    for condition in CONDITIONS:
+        page.fill(FILTER, condition)
+        expect(page.locator(ROWS)).to_have_count(max(1, told(condition)[0]))
+        assert alert.inner_text() == ""
+    page.fill(FILTER, "")
+    for fault in FAULTS:
+        page.fill(FILTER, fault)
+        assert alert.inner_text() == told(fault)[1]
+        expect(page.locator(ROWS)).to_have_count(22)
 
 
 def test_a_filter_that_makes_no_sense_says_so_and_changes_nothing(page) -> None:
@@ -101,7 +142,7 @@ def test_a_filter_that_makes_no_sense_says_so_and_changes_nothing(page) -> None:
     expect(page.locator(ROWS)).to_have_count(22)
     page.fill(FILTER, "lr<fast")
     expect(page.locator("#filterbar [role=alert]")).to_have_text(
-        "lr<fast: must be compared with a number"
+        "must compare lr with a number, at character 4"
     )
 
 
@@ -233,7 +274,7 @@ def test_markup_in_names_overrides_and_errors_stays_text(page) -> None:
     page.get_by_label("Colour by").select_option("optimizer")
     for row in page.locator(ROWS, has_text=HOSTILE).all():
         row.hover()
-    page.fill(FILTER, HOSTILE)
+    page.fill(FILTER, f'"{HOSTILE}"')
     expect(page.locator(ROWS)).to_have_count(1)
     expect(page.locator("#curve-legend")).to_contain_text("<img src=x onerror")
     page.locator(f"{ROWS} .rank button").click()
@@ -291,7 +332,7 @@ def test_a_range_dragged_on_an_axis_becomes_a_filter(page) -> None:
     page.mouse.move(right - 2, box["y"] + 0.75 * box["height"], steps=4)
     page.mouse.up()
     page.get_by_role("button", name="Filter the page to them").click()
-    expect(page.locator(FILTER)).to_have_value(re.compile(r"^final\.val\.loss>=\d\.\d+ "))
+    expect(page.locator(FILTER)).to_have_value(re.compile(r"^final\.val\.loss >= \d\.\d+ and "))
     assert 0 < page.locator(ROWS).count() < 15
 
 

@@ -47,7 +47,7 @@ function drawTiles() {
         type: "button",
         class: "chip",
         title: "Show only these",
-        onclick: () => setFilter(`state=${state}`),
+        onclick: () => setFilter(condition(stateColumn, [state === "unknown" ? null : state])),
       },
       el("i", { style: { background: stateColour(state) } }),
       state.replaceAll("_", " "),

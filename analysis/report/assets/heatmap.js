@@ -145,13 +145,13 @@ function narrow(pairs) {
   const terms = pairs.map(([column, group]) =>
     rangeTerm(column, group.ends ?? [group.value, group.value]),
   );
-  setFilter(terms.join(" "));
+  setFilter(terms.join(" and "));
 }
 
 function rangeTerm(column, [low, high]) {
-  if (low === high || typeof low !== "number")
-    return `${column.key}=${low === null ? "null" : quoted(String(low))}`;
-  return `${column.key}>=${low} ${column.key}<=${high}`;
+  if (low === high || typeof low !== "number") return condition(column, [low]);
+  const name = quoted(column.key);
+  return `${name} >= ${low} and ${name} <= ${high}`;
 }
 
 addChart("heatmap-chart", ["filter", "hx", "hy", "hm"], drawHeatmap);

@@ -24,19 +24,19 @@ function startFilter() {
     wrong = el("span", { class: "error", role: "alert" });
   const rate = settings.find((column) => column.type === "number"),
     kind = settings.find((column) => column.type === "text");
-  const value = kind?.values.find((v) => v !== null);
+  const value = kind?.values.find((v) => v !== null && String(v).length < 24);
   const examples = [
-    value ? `${kind.key}=${clipped(String(value), 16)}` : null,
+    value ? condition(kind, [value]) : null,
     rate
-      ? `${rate.key}<${short(Math.max(...everyRun.map((run) => numberIn(rate, run) ?? 0)))}`
+      ? `${rate.key} < ${short(Math.max(...everyRun.map((run) => numberIn(rate, run) ?? 0)))}`
       : null,
-    columnOf.has("final.val.loss") ? "val.loss<2.5" : null,
-    "state!=failed",
+    columnOf.has("final.val.loss") ? "val.loss < 2.5" : null,
+    "state != failed",
   ].filter(Boolean);
   filterInput = el("input", {
     type: "search",
     id: "filter",
-    placeholder: `Filter: ${examples.slice(0, 3).join("  ")}`,
+    placeholder: `Filter: ${examples.slice(0, 3).join(" and ")}`,
     "aria-label": "Filter runs",
     autocomplete: "off",
     spellcheck: false,
@@ -63,7 +63,7 @@ function startFilter() {
   fill("filterbar", el("div", { class: "line" }, filterInput, count, clear), wrong);
   fill(
     "filter-hint",
-    `Words and comparisons, all of which must hold, e.g. ${examples.join("  ")}. Table, curves, heatmap and parallel coordinates follow it.`,
+    `${examples.slice(0, 2).join(" and ")}: the language of --where, with = != < <= > >= ~ in (…), and, or, not, null; a word alone is looked for everywhere. Table, curves, heatmap and parallel coordinates follow it.`,
   );
   apply();
 }

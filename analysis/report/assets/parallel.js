@@ -37,7 +37,7 @@ function dimensionOf(column, runs) {
       if (!inside.length) return null;
       return span
         ? rangeTerm(column, [inside[0], inside[inside.length - 1]])
-        : `${column.key}=${inside.map((value) => (value === null ? "null" : quoted(String(value)))).join("|")}`;
+        : condition(column, inside);
     },
   };
 }
@@ -91,9 +91,7 @@ function resultDimension(column, runs) {
     ticks: missing ? [...ticks, [off, "no result"]] : ticks,
     term: ([from, to]) => {
       const inside = numbers.filter((value) => share(value) >= from && share(value) <= to);
-      return inside.length
-        ? `${column.key}>=${inside[0]} ${column.key}<=${inside[inside.length - 1]}`
-        : null;
+      return inside.length ? rangeTerm(column, [inside[0], inside[inside.length - 1]]) : null;
     },
   };
 }
@@ -285,7 +283,7 @@ function noteParallel(axes, ranges, inside) {
       type: "button",
       onclick: () => {
         brushes.clear();
-        setFilter(terms.join(" "));
+        setFilter(terms.join(" and "));
       },
     },
     "Filter the page to them",
