@@ -59,7 +59,7 @@ def settings_of(table: pd.DataFrame) -> Settings:
         for name in configured.columns
         if name.startswith(CONFIG) and _compared(name[len(CONFIG) :]) and _varies(configured[name])
     ]
-    asked = _asked(table)
+    asked = {key: column for key, column in _asked(table).items() if _differs(table, key, column)}
     groups = {_bare(key) for key in asked if f"{CONFIG}{key}" not in table.columns}
     rest = [name[len(CONFIG) :] for name in varying]
     paths = [*asked, *(path for path in rest if _candidates(path)[0] not in groups)]
@@ -122,6 +122,15 @@ def _asked(table: pd.DataFrame) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for row in rows for key in row if _compared(key))
     columns = {key: [row.get(key) for row in rows] for key in keys}
     return {k: column for k, column in columns.items() if len(set(map(repr, column))) > 1}
+
+
+def _differs(table: pd.DataFrame, key: str, column: list[Any]) -> bool:
+    """Say whether the values differ, not only the overrides: one may ask for the default."""
+    if f"{CONFIG}{key}" not in table.columns:
+        return True
+    known = table["config_json"].notna()
+    planned = {value for value, done in zip(column, known, strict=True) if not done} - {None}
+    return len(planned.union(table.loc[known, f"{CONFIG}{key}"].tolist())) > 1
 
 
 def _overrides(text: object) -> Mapping[str, Any]:

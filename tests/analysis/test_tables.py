@@ -39,6 +39,15 @@ def test_what_cannot_change_a_result_is_no_column(run_maker) -> None:
     assert not {"check", "cluster", "dry_run", "logging", "paths"} & set(names)
 
 
+def test_asking_for_what_the_others_have_anyway_makes_nothing_vary(run_maker) -> None:
+    for number, name in enumerate("ab"):
+        asked = [f"lr={number}", *(["width=200"] if name == "a" else [])]
+        run_maker(name, config={"lr": number, "width": 200}, overrides=asked)
+    collect()
+    assert "lr" in list(runs())
+    assert "width" not in list(runs())
+
+
 def test_a_group_choice_and_the_name_in_its_config_are_one_column(store: Path) -> None:
     table = runs()
     assert sorted(table["optimizer"].unique()) == ["adamw", "muon"]
