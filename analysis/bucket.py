@@ -207,7 +207,7 @@ def _build_history(
     merged, kinds = concatenate([*pieces, *fresh])
     merged = settle(merged.combine_chunks())
     changed = {code_of[run]: row for run, row in rows.items()}
-    for code, summary in summarise(stream, merged).items():
+    for code, summary in summarise(stream, merged, kinds).items():
         if code in changed:
             steps = max(summary.pop("steps"), changed[code].get("steps") or 0)
             changed[code] |= {"steps": steps, **summary}

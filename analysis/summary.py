@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from analysis.columns import KEYS
+from analysis.columns import INT64, KEYS, Kind
 from rundir.files import State
 
 MEASURE = "final.val.loss"
@@ -35,12 +36,13 @@ def higher_is_better(metric: str) -> bool:
     return bool(words & _HIGHER_IS_BETTER) or metric.endswith("per_second")
 
 
-def summarise(stream: str, table: pa.Table) -> dict[int, dict[str, Any]]:
+def summarise(stream: str, table: pa.Table, kinds: Mapping[str, Kind]) -> dict[int, dict[str, Any]]:
     """Return, by run code, the summary columns that one stream gives.
 
     ``final.<stream>.<metric>`` is the last value logged (NaN where the run diverged),
     ``best.<stream>.<metric>`` the lowest or highest finite one, ``best_step.…`` its first step.
-    The table is settled and its ``run`` column holds codes.
+    The table is settled and its ``run`` column holds codes. In a column that is JSON text, since
+    some of its values were no numbers, the numbers count as elsewhere.
     """
     codes, steps = table.column("run").to_numpy(), table.column("step").to_numpy()
     if not len(codes):
@@ -50,7 +52,8 @@ def summarise(stream: str, table: pa.Table) -> dict[int, dict[str, Any]]:
     rows = [{"steps": int(steps[end - 1])} for end in ends]
     for name in table.column_names:
         if name not in KEYS:
-            _add_metric(rows, f"{stream}.{name}", name, table, starts)
+            texts = kinds.get(name) in {"json", "mixed"}
+            _add_metric(rows, f"{stream}.{name}", name, table, starts, texts=texts)
     if stream == "train" and _THROUGHPUT in table.column_names:
         _add_throughput(rows, table.column(_THROUGHPUT), starts, ends)
     return dict(zip(codes[starts].tolist(), rows, strict=True))
@@ -75,7 +78,13 @@ def finish(row: dict[str, Any], columns: Iterable[str]) -> None:
 
 
 def _add_metric(
-    rows: list[dict[str, Any]], label: str, name: str, table: pa.Table, starts: _Numbers
+    rows: list[dict[str, Any]],
+    label: str,
+    name: str,
+    table: pa.Table,
+    starts: _Numbers,
+    *,
+    texts: bool,
 ) -> None:
     array = table.column(name)
     valid = array.is_valid().to_numpy()
@@ -84,11 +93,11 @@ def _add_metric(
     finals = array.take(pa.array(last, mask=last < 0)).to_pylist()
     for row, index, value in zip(rows, last, finals, strict=True):
         if index >= 0:
-            row[f"final.{label}"] = value
-    numeric = pa.types.is_floating(array.type) or pa.types.is_integer(array.type)
+            row[f"final.{label}"] = json.loads(value) if texts else value
+    numeric = texts or pa.types.is_floating(array.type) or pa.types.is_integer(array.type)
     if not numeric or name in _WITHOUT_BEST or name.endswith("per_second"):
         return
-    values = array.to_numpy().astype(float)
+    values = _numbers_in(array) if texts else array.to_numpy().astype(float)
     sign = -1.0 if higher_is_better(name) else 1.0
     scores = np.where(np.isfinite(values) & valid, sign * values, np.inf)
     lowest = np.minimum.reduceat(scores, starts)
@@ -100,6 +109,21 @@ def _add_metric(
         if math.isfinite(score):
             row[f"best.{label}"] = sign * score
             row[f"best_step.{label}"] = int(steps[index])
+
+
+def _numbers_in(array: pa.ChunkedArray) -> _Numbers:
+    """Return what JSON texts hold, NaN for what is no number of Arrow's range."""
+    texts = array.to_pylist()
+    numbers = [math.nan if text is None else _number(json.loads(text)) for text in texts]
+    return np.array(numbers, dtype=float)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value in INT64:
+        return float(value)
+    return math.nan
 
 
 def _add_throughput(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -206,6 +207,19 @@ def test_metrics_of_drifting_type_lose_nothing(place: Path, bare) -> None:
     collect()
     assert history()["x"].tolist()[:4] == ["1", "0.5", '"word"', "true"]
     assert history()["x"].isna().tolist() == [False] * 4 + [True, False]
+
+
+def test_summaries_take_the_numbers_of_a_column_that_is_text_in_part(place: Path, bare) -> None:
+    for name, values in (("a", [3.0, 1.5, 2]), ("b", ["word", 4.0, math.nan]), ("c", [[1], "x"])):
+        lines = [RECORD | {"loss": value, "step": i} for i, value in enumerate(values)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        bare(f"outputs/{name}", run_json="{}", metrics_jsonl=text)
+    collect()
+    table = runs(all_columns=True)
+    assert table["best.train.loss"].tolist()[:2] == [1.5, 4.0]
+    assert table["best_step.train.loss"].tolist()[:2] == [1, 1]
+    assert table["final.train.loss"].tolist() == ["2.0", "NaN", '"x"']
+    assert table["diverged"].tolist() == [False, True, False]
 
 
 def test_a_column_that_comes_or_goes_between_runs_is_never_dropped(run_maker) -> None:
