@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from analysis import manifest, tables
@@ -138,7 +138,8 @@ def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
         shown.add_column(heading, justify="right", no_wrap=True)
     reasons = frame["reason"].notna().any()
     if reasons:
-        shown.add_column("reason")
+        longest = int(frame["reason"].dropna().map(len).max())
+        shown.add_column("reason", overflow="fold", min_width=min(longest, 24))
     best = _leader(frame, by)
     for position, row in enumerate(frame.to_dict("records")):
         cells = [_cell(row[name]) for name in (["name"] if named else telling)]
@@ -170,11 +171,24 @@ def _table() -> Table:
 
 
 def _show(shown: Table) -> None:
-    """Print as wide as the terminal, or ``WIDTH`` where there is none; no line ends in a space."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    """Print as wide as the terminal; no line ends in a space.
+
+    Where there is none, ``WIDTH``, or as wide as it takes to cut no column that does not fold.
+    """
+    if sys.stdout.isatty():
+        console = Console()
+    else:
+        needed = sum(map(_least_width, shown.columns)) + 2 * len(shown.columns)
+        console = Console(width=max(WIDTH, needed))
     with console.capture() as captured:
         console.print(shown)
     _say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _least_width(column: Column) -> int:
+    if column.overflow == "fold":
+        return column.min_width or 1
+    return max(len(str(cell)) for cell in (column.header, *column.cells))
 
 
 def _hint_age(store: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.collector import collect
 from analysis.commands import ago
+from rundir import Diverged
 
 TABLE = """\
 optimizer     lr  state      step  val loss    best  tokens/s  time  reason
@@ -290,3 +291,17 @@ def test_a_count_that_makes_no_sense_is_refused(capsys, arguments: list[str], fa
     with pytest.raises(SystemExit, match=r"^2$"):
         main(arguments)
     assert capsys.readouterr().err.endswith(f"error: argument {fault}\n")
+
+
+def test_settings_leave_room_for_the_reason(run_maker, capsys) -> None:
+    more = {f"setting_number_{i}": i for i in range(5)}
+    asked = [f"{name}={value}" for name, value in more.items()]
+    run_maker("a", config=more, overrides=asked, error=Diverged("loss = nan"))
+    run_maker("b")
+    collect()
+    capsys.readouterr()
+    assert main(["table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "time  reason" in lines[0]
+    assert sum("loss = nan" in line for line in lines) == 1
