@@ -375,6 +375,17 @@ def test_a_run_without_anything_has_a_page_too(visit, alone) -> None:
         seen.faultless()
 
 
+CHARTS = ("curve-chart", "rate-chart", "heatmap-chart", "parallel-chart")
+
+
+def test_charts_nobody_has_scrolled_to_are_drawn_once_the_page_rests(visit, small) -> None:
+    with visit(small) as seen:
+        for chart in CHARTS:
+            seen.page.wait_for_selector(f"#{chart} .main-svg", state="attached")
+        assert seen.page.evaluate("scrollY") == 0
+        seen.faultless()
+
+
 def test_a_thousand_runs_are_there_in_seconds(visit, large) -> None:
     with visit(large) as seen:
         page = seen.page

@@ -41,12 +41,26 @@ function startCharts() {
     { rootMargin: "400px" },
   );
   for (const { node } of charts) observer.observe(node);
-  dark.addEventListener("change", () => charts.forEach(refresh));
+  // What is far down is drawn too, one chart at a time once the page rests, and before it is printed.
+  const rest = [...charts];
+  const drawNext = () => {
+    const chart = rest.shift();
+    if (!chart) return;
+    if (chart.stale) refresh(chart, true);
+    whenIdle(drawNext);
+  };
+  whenIdle(drawNext);
+  addEventListener("beforeprint", () => {
+    for (const chart of charts) if (chart.stale) refresh(chart, true);
+  });
+  dark.addEventListener("change", () => charts.forEach((chart) => refresh(chart)));
 }
 
-function refresh(chart) {
+const whenIdle = window.requestIdleCallback ?? ((act) => setTimeout(act, 200));
+
+function refresh(chart, far = false) {
   chart.stale = true;
-  if (!chart.near || typeof Plotly === "undefined") return;
+  if (!(chart.near || far) || typeof Plotly === "undefined") return;
   chart.stale = false;
   const made = chart.draw();
   if (typeof made === "string") {
