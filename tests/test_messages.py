@@ -35,6 +35,24 @@ CASES = {
             "model, optimizer, paths, seed, task, training; did you mean optimizer?"
         ),
     ),
+    "group that the defaults leave out": (
+        ["logging.logging_params.save_ckpt_step=5"],
+        (
+            "logging.logging_params.save_ckpt_step=5: no logging is chosen; "
+            "write +logging=default before it"
+        ),
+    ),
+    "value that has no default": (
+        ["data=text"],
+        "data.dataset.path is missing; it has no default: data.dataset.path=VALUE",
+    ),
+    "several processes for one run": (
+        ["cluster.tasks_per_node=2"],
+        (
+            "cluster.tasks_per_node = 2; must be 1: a run by itself is one process; "
+            "-m cluster=slurm takes more"
+        ),
+    ),
     "wrong type": ([f"{LR}=fast"], f"{LR} = 'fast'; must be a number"),
     "contradictory keys": (
         ["optimizer=muon", f"{PARAMS}.muon_lr=0.1", f"{PARAMS}.muon_lr_ratio=2"],

@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rundir import IllegalValue, UserError, unknown
 from sweeps.define.overrides import parse
@@ -226,6 +226,8 @@ def explained(error: Exception) -> UserError:
         group, _, option = missing.rpartition("/")
         if group:
             return unknown("option", option, error.options, group)
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return UserError(f"{error.full_key} is missing; it has no default: {error.full_key}=VALUE")
     cause: BaseException | None = error
     while cause is not None and not str(cause).strip():  # Hydra wraps some in an empty one
         cause = cause.__cause__
@@ -250,7 +252,13 @@ def _explained_value(text: str, config: DictConfig, error: Exception) -> UserErr
     node = OmegaConf.select(config, parent) if parent else config
     if not isinstance(node, Mapping):
         return UserError(f"{text}: {parent} is a value, not a mapping; it has no key {name}")
+    if not parent and name in _ADDED:
+        return UserError(f"{text}: no {name} is chosen; write {_ADDED[name]} before it")
     return unknown("key", name, list(node.keys()), parent or "the config")
+
+
+_ADDED = {"logging": "+logging=default"}
+"""Config groups that the defaults leave out, and what brings them in."""
 
 
 def _no_item(text: str, config: DictConfig) -> UserError | None:
