@@ -21,7 +21,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rundir import UserError
+from rundir import UserError, require
 from sweeps.define.overrides import brief
 from sweeps.launch import single
 from sweeps.launch.preview import DryRun
@@ -56,6 +56,7 @@ def run_composed(config: DictConfig) -> int:
     """
     composed, directory = _composed(config)
     _refuse_the_queue(composed)
+    _refuse_more_processes(composed)
     dry_run = DryRun.of(composed.resolved.get("dry_run"))
     return single.run_one(composed, dry_run=dry_run, directory=directory)
 
@@ -65,6 +66,15 @@ def _refuse_the_queue(composed: Composed) -> None:
     launcher = get_class(str(composed.hydra.launcher._target_))
     if getattr(launcher, "is_detached", False) and "SLURM_JOB_ID" not in os.environ:
         raise UserError("cluster=slurm is for sweeps; add -m (one run is a sweep of one)")
+
+
+def _refuse_more_processes(composed: Composed) -> None:
+    """Refuse several processes for a run by itself, which would quietly be one."""
+    asked = composed.resolved.get("cluster") or {}
+    for name in ("nodes", "tasks_per_node"):
+        value = asked.get(name, 1)
+        must = "1: a run by itself is one process; -m cluster=slurm takes more"
+        require(value == 1, f"cluster.{name}", value, must)
 
 
 def run_as_job(config: DictConfig) -> float | None:
