@@ -161,6 +161,11 @@ class Keeper:
                 before,
                 ranks.size,
             )
+        saved_with = state.get("made_with", {})
+        for what, ours in _made_with(self._training).items():
+            if saved_with.get(what, ours) != ours:
+                said = "saved with %s %s, continued with %s: sums may have other last bits"
+                log.info(said, what, saved_with[what], ours)
         self._newest = step = int(state["step"])
         self._losses = {at: loss for at, loss in losses.items() if at <= step}
         return step
@@ -242,6 +247,7 @@ def _state(training: Training, step: int) -> dict[str, Any]:
         "format": FORMAT,
         "step": step,
         "world_size": training.ranks.size,
+        "made_with": _made_with(training),
         "model_config": asdict(training.config.model),
         "optimizer_name": training.config.optimizer.name,
         "optimizer_groups": group_record(training.optimizer, training.stepped),
@@ -251,6 +257,16 @@ def _state(training: Training, step: int) -> dict[str, Any]:
         "model": model,
         "optimizer": optimizer,
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+    }
+
+
+def _made_with(training: Training) -> dict[str, str]:
+    """Return what the last bits of a sum depend on, beside the number of ranks."""
+    is_cuda = training.device.type == "cuda"
+    return {
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(training.device) if is_cuda else "cpu",
+        "threads": "any" if is_cuda else str(torch.get_num_threads()),
     }
 
 

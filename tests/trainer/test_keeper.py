@@ -235,6 +235,24 @@ def test_other_data_under_a_checkpoint_is_said(
     assert said in caplog.messages
 
 
+def test_what_may_change_the_last_bits_is_said(
+    tiny: Mapping,
+    tmp_path: Path,
+    stopping_run: Callable[[Path, int], Run],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    with pytest.raises(Preempted), stopping_run(tmp_path, 5) as run:
+        trainer.run(tiny, run)
+    with pytest.raises(Preempted), stopping_run(tmp_path, 7) as run:
+        trainer.run(tiny, run)
+    assert not [message for message in caplog.messages if "last bits" in message]
+    with Run(tmp_path, threads=2) as run:
+        trainer.run(tiny, run)
+    (said,) = (message for message in caplog.messages if "last bits" in message)
+    assert said == "saved with threads 1, continued with 2: sums may have other last bits"
+
+
 def test_files_of_the_same_length_with_another_text_are_said(
     tiny: Mapping,
     tmp_path: Path,
