@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer.loggers.recorded import recorded
+
 DIRECTORY = "tensorboard"
 """Of the run directory; ``tensorboard --logdir`` takes that of the sweep, or of all."""
 
@@ -15,14 +17,20 @@ class TensorBoard:
     name = "TensorBoard"
 
     def __init__(self, directory: Path, step: int) -> None:
-        self._directory, self._step = directory / DIRECTORY, step
+        self._directory, self._step = directory, step
         self._writer: Any = None
 
     def open(self) -> None:
-        """Begin another file; readers drop what earlier ones hold beyond the step resumed from."""
+        """Begin another file with all that counts so far; readers drop what earlier ones hold.
+
+        A file lacks what an attempt had not written when it was killed, minutes of it.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._directory), purge_step=self._step + 1)
+        self._writer = SummaryWriter(str(self._directory / DIRECTORY), purge_step=1)
+        for stream, step, metrics in recorded(self._directory):
+            if step <= self._step:
+                self.log(stream, step, metrics)
 
     def log(self, stream: str, step: int, metrics: dict[str, float]) -> None:
         """Add a record."""

@@ -11,14 +11,13 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rundir.files import METRICS_FILE, iter_metrics
 from trainer.config.logging import WandbParams
 from trainer.loggers.identity import Identity
+from trainer.loggers.recorded import recorded
 
 DIRECTORY = "wandb"
 """Of the run directory; wandb itself makes one of this name in the directory that it is given."""
@@ -79,19 +78,10 @@ class WeightsAndBiases:
             log.warning(text, self.name, said, self._logged_file.parent)
             _stop_service(wandb)  # which still holds the id
             self._run = self._begun(wandb, settings, "offline")
-        for stream, step, metrics in list(self._missed()):
-            self.log(stream, step, metrics)
-
-    def _missed(self) -> Iterator[tuple[str, int, dict[str, float]]]:
-        """Yield, by step, the run's records that wandb lacks: an attempt was killed, or had none.
-
-        Those of this attempt that are among them come once more, and are left out then.
-        """
-        lines = iter_metrics(self._directory / METRICS_FILE)
-        records = {(line["step"], line["stream"]): line for line in lines}
-        for step, stream in sorted(records):
-            metrics = records[step, stream].items()
-            yield stream, step, {key: value for key, value in metrics if key not in _NO_METRICS}
+        # What an attempt that was killed had not written yet, or one before W&B was switched on.
+        # Records of this attempt that are among them come once more, and are left out then.
+        for record in recorded(self._directory):
+            self.log(*record)
 
     def _begun(self, wandb: Any, settings: Any, mode: str | None) -> Any:
         params, identity = self._params, self._identity
@@ -140,10 +130,6 @@ class WeightsAndBiases:
 
         self._is_abandoned = True
         _stop_service(wandb)
-
-
-_NO_METRICS = frozenset({"stream", "step", "t", "attempt"})
-"""What a record in metrics.jsonl holds besides."""
 
 
 def _stop_service(wandb: Any) -> None:

@@ -154,11 +154,12 @@ with Killed(sys.argv[2], threads=1) as run:
 """
 
 
-def test_wandb_gets_what_a_killed_attempt_could_not_write(
+def test_what_a_killed_attempt_could_not_write_is_written_by_the_next(
     tiny_mapping: dict[str, Any], tmp_path: Path
 ) -> None:
     config = json.loads(json.dumps(tiny_mapping))
-    config["logging"]["logging_params"]["wandb"] = {"project": "probe", "mode": "offline"}
+    wanted = {"wandb": {"project": "probe", "mode": "offline"}, "tensorboard": {}}
+    config["logging"]["logging_params"] |= wanted
     command = [sys.executable, "-c", KILLED, json.dumps(config), str(tmp_path)]
     for ended in (-signal.SIGKILL, 0):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -171,6 +172,21 @@ def test_wandb_gets_what_a_killed_attempt_could_not_write(
     }
     assert len(ours) == 16
     assert {key: value for key, value in theirs.items() if key[1].endswith("loss")} == ours
+    assert scalars(tmp_path, "train/loss") == pytest.approx(
+        {step: loss for (step, name), loss in ours.items() if name == "train/loss"}
+    )
+
+
+def scalars(path: Path, name: str) -> dict[int, float]:
+    """Return what TensorBoard shows by step, each of which it shows once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(path / "tensorboard"))
+    events.Reload()
+    shown = events.Scalars(name)
+    steps = [event.step for event in shown]
+    assert len(steps) == len(set(steps))
+    return {event.step: event.value for event in shown}
 
 
 def test_the_key_reaches_no_file(logged: Path) -> None:
@@ -180,16 +196,11 @@ def test_the_key_reaches_no_file(logged: Path) -> None:
 
 
 def test_tensorboard_shows_each_step_once_with_the_runs_own_numbers(logged: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(logged / "tensorboard"))
-    events.Reload()
-    shown = events.Scalars("train/loss")
-    assert [event.step for event in shown] == list(range(1, 13))
     records = iter_metrics(logged / METRICS_FILE)
     ours = {r["step"]: r["loss"] for r in records if r["stream"] == "train"}
-    assert [event.value for event in shown] == pytest.approx(list(ours.values()))
-    assert [event.step for event in events.Scalars("val/loss")] == [3, 6, 9, 12]
+    assert list(ours) == list(range(1, 13))
+    assert scalars(logged, "train/loss") == pytest.approx(ours)
+    assert list(scalars(logged, "val/loss")) == [3, 6, 9, 12]
 
 
 class Faulty:
