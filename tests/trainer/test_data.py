@@ -210,6 +210,8 @@ def test_gpt2_tokens_are_the_published_ones_and_cached(
     assert len(fresh.train) + len(fresh.validation) == SHAKESPEARE_TOKENS["gpt2"]
     opening = tokenizer.encode("First Citizen:\nBefore we proceed any further")
     assert fresh.train[: len(opening)].tolist() == opening.tolist()
-    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
-    again = load_corpus(DatasetConfig(tokenizer="gpt2"))
-    assert np.array_equal(again.train, fresh.train)
+    (cached,) = tmp_path.glob("*.npy")
+    for content in (cached.read_bytes(), cached.read_bytes()[:1000], b"", b"no array"):
+        cached.write_bytes(content)
+        again = load_corpus(DatasetConfig(tokenizer="gpt2"))
+        assert np.array_equal(again.train, fresh.train)

@@ -122,7 +122,7 @@ def _gpt2_tokens(text: str, vocab_bpe: str | None) -> NDArray[np.uint16]:
     content = hashlib.sha256(text.encode()).hexdigest()[:24]
     cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/optsweep").expanduser()
     path = cache / f"gpt2-{VOCAB_BPE_SHA256[:8]}-{content}.npy"
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError, EOFError):  # there is none, or a damaged one
         cached: NDArray[np.uint16] = np.load(path)
         return cached
     tokens = Gpt2Tokenizer(vocab_bpe).encode(text)
