@@ -252,6 +252,7 @@ def _state(training: Training, step: int) -> dict[str, Any]:
         "optimizer_name": training.config.optimizer.name,
         "optimizer_groups": group_record(training.optimizer, training.stepped),
         "data": _data_record(training),
+        "settings": _settings(training.config),
         "skipped_steps": (training.watch.skipped, training.watch.in_a_row),
         "precision": training.precision.state_dict(),
         "model": model,
@@ -282,6 +283,15 @@ def _data_record(training: Training) -> dict[str, Any]:
         "context_length": config.training.context_length,
         "seed": config.seed,
     }
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what else the steps were taken with; only from Python may it change in between."""
+    optimizer = asdict(config.optimizer)
+    del optimizer["backend"]  # rounds otherwise, no more
+    params = config.training
+    more = {"gradnorm": params.gradnorm, "max_steps": params.max_steps}
+    return {**{f"optimizer.{key}": value for key, value in optimizer.items()}, **more}
 
 
 def _restore(training: Training, state: dict[str, Any]) -> None:
@@ -330,6 +340,11 @@ def _refuse_other_run(directory: Path, state: dict[str, Any], training: Training
         if ours.get(key, theirs) != theirs:
             said = "the checkpoint of step %d is of data with %s = %r, now %r: other batches follow"
             log.warning(said, state["step"], key, theirs, ours[key])
+    now = _settings(config)
+    for key, theirs in state.get("settings", {}).items():
+        if now.get(key, theirs) != theirs:
+            said = "the checkpoint of step %d was trained with %s = %r, now %r from there on"
+            log.warning(said, state["step"], key, theirs, now[key])
 
 
 def _refuse_other(directory: Path, state: dict[str, Any], key: str, ours: object) -> None:

@@ -253,6 +253,25 @@ def test_what_may_change_the_last_bits_is_said(
     assert said == "saved with threads 1, continued with 2: sums may have other last bits"
 
 
+def test_other_settings_than_those_of_a_checkpoint_are_said(
+    tiny: Mapping, change: Change, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Run(tmp_path, threads=1) as run:
+        trainer.run(tiny, run)
+    with Run(tmp_path, threads=1) as run:
+        trainer.run(tiny, run)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    tiny["optimizer"]["optimizer_params"]["betas"] = (0.8, 0.99)
+    change(tiny, training__training_params__gradnorm=0.5)
+    with Run(tmp_path, threads=1) as run:
+        trainer.run(tiny, run)
+    was = "the checkpoint of step 12 was trained with "
+    assert [message for message in caplog.messages if message.startswith(was)] == [
+        f"{was}optimizer.betas = (0.95, 0.95), now (0.8, 0.99) from there on",
+        f"{was}gradnorm = 1.0, now 0.5 from there on",
+    ]
+
+
 def test_files_of_the_same_length_with_another_text_are_said(
     tiny: Mapping,
     tmp_path: Path,
