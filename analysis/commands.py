@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     import argparse
 
 WIDTH = 100
-"""Columns of a table that does not go to a terminal."""
+"""Columns of a table that does not go to a terminal, if that is enough."""
+FOLDED = 20
+"""Columns that a long text is folded into, at least."""
 
 
 def table(options: argparse.Namespace) -> None:
@@ -139,7 +141,7 @@ def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
     reasons = frame["reason"].notna().any()
     if reasons:
         longest = int(frame["reason"].dropna().map(len).max())
-        shown.add_column("reason", overflow="fold", min_width=min(longest, 24))
+        shown.add_column("reason", overflow="fold", min_width=min(longest, FOLDED))
     best = _leader(frame, by)
     for position, row in enumerate(frame.to_dict("records")):
         cells = [_cell(row[name]) for name in (["name"] if named else telling)]
@@ -178,7 +180,7 @@ def _show(shown: Table) -> None:
     if sys.stdout.isatty():
         console = Console()
     else:
-        needed = sum(map(_least_width, shown.columns)) + 2 * len(shown.columns)
+        needed = sum(map(_least_width, shown.columns)) + 2 * (len(shown.columns) - 1)
         console = Console(width=max(WIDTH, needed))
     with console.capture() as captured:
         console.print(shown)
@@ -186,9 +188,10 @@ def _show(shown: Table) -> None:
 
 
 def _least_width(column: Column) -> int:
-    if column.overflow == "fold":
-        return column.min_width or 1
-    return max(len(str(cell)) for cell in (column.header, *column.cells))
+    longest = max(len(str(cell)) for cell in (column.header, *column.cells))
+    return (
+        min(longest, max(column.min_width or 0, FOLDED)) if column.overflow == "fold" else longest
+    )
 
 
 def _hint_age(store: Path) -> None:
