@@ -17,6 +17,8 @@ MEASURES = ("final.val.loss", "best.val.loss", "final.train.loss", "best.train.l
 """Of these the page shows learning-rate sensitivity, where the runs have them."""
 _MOST_ROWS = 200
 """Comparisons on the page, of one with the best; 1,000 settings without seeds are 999."""
+_MOST_PAIRED = 24
+"""Groups of which each is compared with each: 276 pairs."""
 _NUMBERS = ("mean", "low", "high", "min", "max")
 _COUNTS = ("n", "diverged", "other")
 
@@ -50,11 +52,17 @@ def sensitivity_of(
 
 
 def verdicts_of(measure: str, per: str | None, sweep: str | None, store: Path) -> dict[str, Any]:
-    """Return the comparison of the best settings with the others, all or the best of each group."""
+    """Return the comparison of the best settings with the others, all or the best of each group.
+
+    The first rows are those of the best group; of a few groups those of every other pair follow.
+    """
     table = compare(measure, sweep, per, store=store)
+    shown = table.head(_MOST_ROWS)
+    if len(table) < _MOST_PAIRED:
+        shown = compare(measure, sweep, per, store=store, pairs=True)
     rows = [
         {str(k): plain(None if pd.isna(v) is True else v) for k, v in row.items()}
-        for row in table.head(_MOST_ROWS).to_dict("records")
+        for row in shown.to_dict("records")
     ]
     return {"per": per, "rows": rows, "of": len(table), **_attributes(table)}
 

@@ -56,6 +56,20 @@ def test_it_opens_and_draws_everything_without_errors_or_network(page) -> None:
     expect(page.locator("footer")).to_contain_text("MB")
 
 
+def test_any_setting_can_be_asked_whether_it_beats_or_is_beaten(page) -> None:
+    card = page.locator("#verdicts .verdict", has_text="Best setting")
+    card.locator("summary").click()
+    rows = card.locator("tbody tr")
+    expect(card.get_by_label("Compare")).to_have_value("muon, lr 0.01")
+    count = rows.count()
+    beaten = rows.filter(has_text="✓ beats").first.locator("td").all_inner_texts()
+    card.get_by_label("Compare").select_option(beaten[1])
+    expect(rows).to_have_count(count)
+    row = rows.filter(has_text="✗ is beaten").filter(has_text="muon, lr 0.01").first
+    assert row.locator("td").nth(3).inner_text() == beaten[3].replace("\N{MINUS SIGN}", "+")
+    assert row.locator("td").last.inner_text() == beaten[-1]
+
+
 def test_every_state_has_its_row_and_the_bad_ones_come_last(page) -> None:
     states = column(page, "state")
     assert len(states) == 22

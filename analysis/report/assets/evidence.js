@@ -124,46 +124,83 @@ function stateCounts() {
 
 /** Say of each comparison whether the best setting wins, with what a paper would give for it. */
 function drawVerdicts() {
-  fill(
-    "verdicts",
-    report.verdicts.map(({ per, rows, of, metric, level, method }) => {
-      const wins = rows.filter((row) => row.beats).length,
-        best = rows[0];
-      const head = per ? `Best ${columnOf.get(per)?.label ?? per}` : "Best setting";
-      const against = per
-        ? `the best of each other ${columnOf.get(per)?.label ?? per}`
-        : "every other setting";
-      const table = el(
-        "div",
-        { class: "scroll" },
-        tableOf(
-          ["", "against", "its mean", "difference", "95 % interval", "test", "p"],
-          rows.map(verdictRow),
-        ),
-      );
-      const rest = of > rows.length ? ` The first ${grouped(rows.length)} of ${grouped(of)}.` : "";
-      const note = el(
-        "p",
-        { class: "note" },
-        `${metric}: beats where p < ${level}; ${method}. Settings chosen by the seeds that judge them look better than they are.${rest}`,
-      );
-      const said = el(
-        "p",
-        {},
-        el("span", { class: "soft" }, `${head}: `),
-        el("b", {}, best.a),
-        ` with a mean of ${figures(best.mean_a)} over ${plural(best.n_a, "run")}; beats ${grouped(wins)} of ${grouped(of)}${rows.some((row) => row.test !== "none") ? "" : "; nothing could be tested"}.`,
-      );
-      return rows.some((row) => row.test !== "none") && (per || rows.length <= 6)
-        ? el("div", { class: "card verdict" }, said, table, note)
-        : el(
-            "div",
-            { class: "card verdict" },
-            said,
-            el("details", {}, el("summary", {}, `Against ${against}`), table, note),
-          );
-    }),
+  fill("verdicts", report.verdicts.map(verdictCard));
+}
+
+function verdictCard({ per, rows, of, metric, level, method }) {
+  const best = rows[0],
+    byBest = rows.filter((row) => row.a === best.a),
+    groups = [best.a, ...byBest.map((row) => row.b)],
+    tested = byBest.some((row) => row.test !== "none");
+  const head = per ? `Best ${columnOf.get(per)?.label ?? per}` : "Best setting";
+  const against = per
+    ? `the best of each other ${columnOf.get(per)?.label ?? per}`
+    : "every other setting";
+  const wins = byBest.filter((row) => row.beats).length;
+  const said = el(
+    "p",
+    {},
+    el("span", { class: "soft" }, `${head}: `),
+    el("b", {}, best.a),
+    ` with a mean of ${figures(best.mean_a)} over ${plural(best.n_a, "run")}; beats ${grouped(wins)} of ${grouped(of)}${tested ? "" : "; nothing could be tested"}.`,
   );
+  const scroll = el("div", { class: "scroll" });
+  const show = (group) =>
+    fill(
+      scroll,
+      tableOf(
+        ["", "against", "its mean", "difference", "95 % interval", "test", "p"],
+        rows
+          .filter((row) => row.a === group || row.b === group)
+          .map((row) => verdictRow(row.a === group ? row : turned(row))),
+      ),
+    );
+  show(best.a);
+  // Without the pairs of the others there is nothing to choose.
+  const every = rows.length > byBest.length;
+  const choose = every
+    ? el(
+        "div",
+        { class: "controls" },
+        choice(
+          "Compare",
+          groups.map((group) => [group, group]),
+          best.a,
+          show,
+        ),
+      )
+    : null;
+  const rest =
+    of > byBest.length ? ` The first ${grouped(byBest.length)} of ${grouped(of)}.` : "";
+  const note = el(
+    "p",
+    { class: "note" },
+    `${metric}: beats where p < ${level}; ${method}. Settings chosen by the seeds that judge them look better than they are.${rest}`,
+  );
+  return tested && (per || byBest.length <= 6)
+    ? el("div", { class: "card verdict" }, said, choose, scroll, note)
+    : el(
+        "div",
+        { class: "card verdict" },
+        said,
+        el("details", {}, el("summary", {}, `Against ${against}`), choose, scroll, note),
+      );
+}
+
+/** Return a comparison as the worse of its two sides sees it. */
+function turned(row) {
+  const minus = (value) => (value === null ? null : -value);
+  return {
+    ...row,
+    worse: true,
+    b: row.a,
+    mean_b: row.mean_a,
+    n_a: row.n_b,
+    n_b: row.n_a,
+    difference: minus(row.difference),
+    low: minus(row.high),
+    high: minus(row.low),
+  };
 }
 
 function verdictRow(row) {
@@ -172,10 +209,17 @@ function verdictRow(row) {
   const over = row.test.startsWith("paired")
     ? plural(row.n_a, "seed")
     : `${row.n_a} and ${plural(row.n_b, "run")}`;
+  const sign = row.worse
+    ? row.beats
+      ? "✗ is beaten"
+      : "not shown to be beaten"
+    : row.beats
+      ? "✓ beats"
+      : "not shown to beat";
   return el(
     "tr",
-    { class: row.beats ? "wins" : null },
-    el("td", { class: "sign" }, row.beats ? "✓ beats" : "not shown to beat"),
+    { class: row.beats && !row.worse ? "wins" : null },
+    el("td", { class: "sign" }, sign),
     el("td", {}, row.b),
     el("td", { class: "number" }, figures(row.mean_b)),
     el("td", { class: "number" }, signed(row.difference)),
