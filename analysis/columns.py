@@ -2,7 +2,8 @@
 
     bool  int64  double  string   as in Arrow
     json    lists, mappings and integers beyond 64 bits, as JSON text
-    mixed   types that do not join (text and number): every value as JSON text, plus a problem row
+    mixed   types that do not join (text and number): every value as JSON text, plus a problem row;
+            see :func:`settled_types`
     null    only nulls seen so far: written to no part, shown as an empty text column
 
 int64 and double join to double, null joins to anything, all else to mixed.
@@ -111,6 +112,26 @@ def conform(table: pa.Table, have: Mapping[str, Kind], want: Mapping[str, Kind])
         else:
             arrays.append(pa.nulls(table.num_rows, _ARROW[kind]))
     return pa.table(arrays, names=list(want))
+
+
+def settled_types(table: pa.Table, kinds: Mapping[str, Kind]) -> pa.Table:
+    """Give the mixed columns of a selection of rows the type that all values in it have, if one.
+
+    One run's word among the numbers of a thousand others makes the column JSON text in the store;
+    whoever reads without that run gets the numbers.
+    """
+    for place, name in enumerate(table.column_names):
+        if kinds.get(name) != "mixed":
+            continue
+        texts = table.column(name).to_pylist()
+        try:
+            values, kind = column([None if t is None else json.loads(t) for t in texts])
+        except ValueError:
+            # Not JSON: a collector has just given the column another type.
+            continue
+        if kind not in {"json", "mixed", "null"}:
+            table = table.set_column(place, name, values)
+    return table
 
 
 def json_text(value: object) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import manifest as manifests
-from analysis.columns import KEYS
+from analysis.columns import KEYS, settled_types
 from analysis.lookup import find_column, find_run, resolve_sweep
 from analysis.runrecord import leaves
 from analysis.settings import CONFIG, Settings, settings_of
@@ -95,7 +95,8 @@ def history(
         step: int64, optimizer steps done.
         t: double, Unix seconds at which it was logged.
         attempt: int64, the attempt that logged it.
-        then the metrics, mostly double; NaN where not finite, null where not logged.
+        then the metrics, mostly double; NaN where not finite, null where not logged; JSON text
+            where the chosen runs logged words and numbers under one name.
 
     Args:
         stream: ``train``, ``val`` or what else a task logs to.
@@ -119,13 +120,14 @@ def history(
     if sweep is not None:
         members = set(load_runs(sweep, store)["run"])
         chosen = members if chosen is None else chosen & members
+    kinds = manifest.schemas[table]
     if chosen is None:
-        return _frame(read_table(store, table, columns))
+        return _frame(settled_types(read_table(store, table, columns), kinds))
     sources = manifests.load(store, sources=True).sources
     buckets = {sources[run].bucket for run in chosen if run in sources}
     data = read_table(store, table, columns, buckets)
     mask = pc.is_in(data.column("run").cast(pa.string()), pa.array(sorted(chosen), pa.string()))
-    frame: pd.DataFrame = _frame(data.filter(mask))
+    frame: pd.DataFrame = _frame(settled_types(data.filter(mask), kinds))
     frame["run"] = frame["run"].cat.remove_unused_categories()
     return frame
 
@@ -190,15 +192,16 @@ def load_runs(sweep: str | None, store: Path | str) -> pd.DataFrame:
     Raises:
         UserError: no store, an empty one, or an unknown sweep.
     """
-    table = read_table(Path(store), RUNS)
+    store = Path(store)
+    table = read_table(store, RUNS)
     if table.num_rows == 0:
         raise UserError(f"store = {store}; holds no runs; run: python -m analysis collect")
     table = table.set_column(0, "run", table.column("run").cast(pa.string()))
-    frame = _frame(table.sort_by("run"))
-    if sweep is None:
-        return frame
-    known = frame["sweep"].dropna().unique().tolist()
-    return _numbered(frame[frame["sweep"] == resolve_sweep(sweep, known)])
+    if sweep is not None:
+        known = pc.unique(table.column("sweep").drop_null()).to_pylist()
+        table = table.filter(pc.equal(table.column("sweep"), resolve_sweep(sweep, known)))
+    kinds = manifests.load(store).schemas[RUNS]
+    return _frame(settled_types(table.sort_by("run"), kinds))
 
 
 def with_settings(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
 from analysis import manifest as manifests
@@ -97,7 +98,7 @@ class Curves:
         pieces.sort(key=lambda piece: piece[0])
         steps = table["step"].to_numpy(dtype=np.int64)
         self._add_axes(table, steps, pieces)
-        for metric in [n for n in schema if n not in KEYS and schema[n] in {"double", "int64"}]:
+        for metric in [n for n in schema if n not in KEYS and _is_number(table[n])]:
             column = pa.array(table[metric].array).cast(pa.float64())
             logged = column.is_valid().to_numpy(zero_copy_only=False)
             values = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
@@ -157,6 +158,11 @@ class Curves:
             whole = read is not None and bool(np.isfinite(read).all())
             axes["tokens"] = read.tolist() if whole and read is not None else None
             self.axes[run] = axes
+
+
+def _is_number(column: pd.Series) -> bool:
+    numeric = pd.api.types.is_numeric_dtype(column)
+    return bool(numeric and not pd.api.types.is_bool_dtype(column))
 
 
 def _grid(grids: dict[tuple[int, ...], int], steps: Ints) -> int:

@@ -222,6 +222,25 @@ def test_summaries_take_the_numbers_of_a_column_that_is_text_in_part(place: Path
     assert table["diverged"].tolist() == [False, True, False]
 
 
+def test_one_run_s_word_takes_no_numbers_from_the_others(run_maker, bare) -> None:
+    run_maker("a", config={"lr": 1}, overrides=["lr=1"])
+    line = json.dumps(RECORD | {"loss": "word", "step": 1}) + "\n"
+    record = json.dumps({"version": 1, "sweep": "bad", "config": {"lr": "fast"}})
+    bad = bare("outputs/b", run_json=record, metrics_jsonl=line)
+    collect()
+    assert str(history("train")["loss"].dtype) == "string[pyarrow]"
+    for _ in range(2):
+        table = runs("quickstart", all_columns=True)
+        assert str(history("train", "quickstart", "loss")["loss"].dtype) == "double[pyarrow]"
+        assert str(table["final.train.loss"].dtype) == "double[pyarrow]"
+        assert table["config.lr"].tolist() == [1]
+        shutil.rmtree(bad)
+        Path("outputs").mkdir(exist_ok=True)
+        collect()
+        bad.mkdir()
+    assert str(history("train")["loss"].dtype) == "double[pyarrow]"
+
+
 def test_a_column_that_comes_or_goes_between_runs_is_never_dropped(run_maker) -> None:
     run_maker("a", config={"only_a": 1, "empty": None})
     collect()
