@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from analysis.report.columns import columns_of
@@ -65,7 +67,7 @@ def content_of(sweep: str | None, store: Path) -> Content:
         ],
         "rerun": [command_of(row) for row in table.to_dict("records")],
         "measures": measures,
-        "use": _use(table),
+        "use": _use(table, curves.earlier_s),
         "span": _span(table),
         "sensitivity": sensitivity_of(measures, sweep, store),
         "problems": _problems(table["run"].tolist(), store),
@@ -90,9 +92,12 @@ def _evidence(
     }
 
 
-def _use(table: pd.DataFrame) -> dict[str, Any]:
-    """Return tokens, seconds on GPUs and on CPU threads; attempts before the last are not known."""
-    seconds = table["duration_s"].astype("Float64").fillna(0.0).to_numpy(dtype=float)
+def _use(table: pd.DataFrame, earlier_s: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Return tokens, seconds on GPUs and on CPU threads.
+
+    Of attempts before the last the records tell the time, and the last one's machine counts.
+    """
+    seconds = table["duration_s"].astype("Float64").fillna(0.0).to_numpy(dtype=float) + earlier_s
     gpus = [len(json.loads(v)) if isinstance(v, str) else 0 for v in table["gpus"].tolist()]
     threads = [1 if pd.isna(v) else int(v) for v in table["threads"].tolist()]
     tokens = [n for n in table.columns if n.startswith("final.") and n.endswith(".tokens")]

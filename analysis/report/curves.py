@@ -75,6 +75,9 @@ class Curves:
         thinned, the grid and values of its means."""
         self.axes: list[dict[str, Any] | None] = [None] * len(runs)
         """By run: ``steps``, and ``tokens`` and ``seconds`` there; null where not logged."""
+        self.earlier_s = np.zeros(len(runs))
+        """By run: seconds of its attempts before the last, from each one's first record to the last
+        that a later attempt did not replace."""
         self._codes = {run: code for code, run in enumerate(runs)}
         self._most = min(MOST, max(FEWEST, POINTS // max(len(runs), 1)))
         schemas = manifests.load(store).schemas
@@ -98,6 +101,7 @@ class Curves:
         pieces.sort(key=lambda piece: piece[0])
         steps = table["step"].to_numpy(dtype=np.int64)
         self._add_axes(table, steps, pieces)
+        self._add_earlier(table, pieces)
         for metric in [n for n in schema if n not in KEYS and _is_number(table[n])]:
             column = pa.array(table[metric].array).cast(pa.float64())
             logged = column.is_valid().to_numpy(zero_copy_only=False)
@@ -158,6 +162,16 @@ class Curves:
             whole = read is not None and bool(np.isfinite(read).all())
             axes["tokens"] = read.tolist() if whole and read is not None else None
             self.axes[run] = axes
+
+    def _add_earlier(self, table: pd.DataFrame, pieces: list[tuple[int, slice]]) -> None:
+        times = table["t"].to_numpy(dtype=np.float64, na_value=np.nan)
+        attempts = table["attempt"].to_numpy(dtype=np.float64, na_value=np.nan)
+        for run, piece in pieces:
+            mine, t = attempts[piece], times[piece]
+            earlier = np.unique(mine[np.isfinite(t) & (mine < np.max(mine, initial=0.0))])
+            known = [t[(mine == attempt) & np.isfinite(t)] for attempt in earlier]
+            seconds = sum(float(np.ptp(at)) for at in known)
+            self.earlier_s[run] = max(self.earlier_s[run], seconds)
 
 
 def _is_number(column: pd.Series) -> bool:

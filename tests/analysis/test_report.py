@@ -84,6 +84,25 @@ def test_every_run_and_curve_is_in_it(store: Path) -> None:
     assert content["sensitivity"]["final.val.loss"][0]["diverged"] == [0, 0, 1]
 
 
+def test_every_attempt_of_a_run_counts_in_its_hours(bare) -> None:
+    attempts = [{"gpus": ["H100"] * 2}, {"gpus": ["H100"] * 2}]
+    record = {"version": 1, "sweep": "s", "config": {}, "attempts": attempts}
+    status = {"version": 1, "state": "completed", "started_at": 1000.0, "ended_at": 1007.0}
+    lines = [(1, 1, 10.0), (2, 1, 30.0), (3, 1, 50.0), (3, 2, 1002.0), (4, 2, 1006.0)]
+    text = "".join(
+        json.dumps({"stream": "train", "step": step, "attempt": attempt, "t": t, "loss": 1.0})
+        + "\n"
+        for step, attempt, t in lines
+    )
+    files = {"status_json": json.dumps(status), "metrics_jsonl": text}
+    bare("multirun/s/x", run_json=json.dumps(record), **files)
+    collect()
+    use = blocks(write_report("s").path.read_text())["report"]["use"]
+    # From 10 s to 30 s, as step 3 was done again, and the 7 s of the last attempt.
+    assert use["gpu_s"] == 2 * (20.0 + 7.0)
+    assert use["restarted"] == 1
+
+
 def test_nothing_that_a_run_says_ends_its_block(run_maker) -> None:
     run_maker("x", error=RuntimeError(HOSTILE), overrides=[f"a={HOSTILE}"], sweep="<b>&")
     collect()

@@ -67,7 +67,7 @@ function useTiles() {
   const made = [];
   if (tokens)
     made.push(tile("Tokens", compact(tokens), `${compact(tokens / runCount)} a run on average`));
-  const last = restarted ? `; of ${plural(restarted, "restarted run")} only the last attempt` : "";
+  const last = restarted ? `; of ${plural(restarted, "restarted run")} the earlier attempts up to their last record that stands` : "";
   if (gpu) made.push(tile("GPU-hours", hours(gpu), `on the clock of the runs${last}`));
   if (cpu)
     made.push(
