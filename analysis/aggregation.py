@@ -77,17 +77,20 @@ def compare(
 ) -> pd.DataFrame:
     """Say of the best group whether it beats each of the others, by :func:`analysis.beats`.
 
-    The best group has the best mean; without any result there is no row. As there are as many
-    questions as other groups, each probability is adjusted for their number (Holm); and as the
-    same runs that are tested chose the group that asks, it is multiplied by the number of groups
-    that could have been it. Of groups that are all alike, one then beats another in fewer than
-    ``level`` of all sweeps; by Holm alone it was up to four times as many. A group of
+    The best group has the best mean among those of two runs or more, since one run shows nothing
+    of chance; among all where no group has two. Without any result there is no row.
+
+    As there are as many questions as other groups, each probability is adjusted for their number
+    (Holm); and as the runs that are tested also chose the group that asks, it is multiplied by the
+    number of groups that could have been it. Of groups that are all alike, one then beats another
+    in fewer than ``level`` of all sweeps; by Holm alone it was up to four times as many. A group of
     which a run diverged beats none: its mean is over the runs that came through. That the seeds
     that chose a setting also judge it favours settings tried at many rates; seeds of their own for
     the finalists do away with that.
 
     Columns:
-        a, b: text, two groups by their settings, a with the better mean: the best and another.
+        a, b: text, two groups by their settings: the best, and another. A group of one run may
+            have the better mean, and comes after those of more.
         mean_a, mean_b: double, in the metric's unit.
         n_a, n_b: int64, runs that the test uses; diverged_a, diverged_b: int64.
         test: text, ``paired t`` where the seeds pair, ``Welch t`` or ``none``.
@@ -112,7 +115,7 @@ def compare(
     names = seedless(found.settings)
     sign = 1 if found.lower else -1
     groups = sorted(
-        _groups(found, names), key=lambda group: (math.isnan(group["mean"]), sign * group["mean"])
+        _groups(found, names), key=lambda g: (-min(len(g["results"]), 2), sign * g["mean"])
     )
     if per is not None:
         column = find_column(per, found.settings.columns[names])

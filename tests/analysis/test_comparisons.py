@@ -107,6 +107,18 @@ def test_the_best_group_beats_by_paired_seeds(seeded: Path) -> None:
     assert strict["reason"].str.contains("must be below 1e-06").sum() == 2
 
 
+def test_one_lucky_run_does_not_stand_for_the_best(seeded: Path, run_maker) -> None:
+    config = {"optimizer": {"name": "adamw", "lr": 1.0}, "seed": 0}
+    asked = ["optimizer=adamw", "optimizer.lr=1.0", "seed=0"]
+    run_maker("lucky", config=config, overrides=asked, loss=lambda _: 0.1)
+    collect()
+    table = compare(per="optimizer")
+    assert table[["a", "b"]].to_numpy().tolist() == [["muon, lr 0.1", "adamw, lr 0.1"]]
+    last = compare().iloc[-1]
+    assert (last["a"], last["b"], last["n_b"]) == ("muon, lr 0.1", "adamw, lr 1", 1)
+    assert last["reason"] == "needs two runs a side"
+
+
 def test_the_choice_of_the_best_costs_as_much_as_the_number_of_the_rest(seeded: Path) -> None:
     table = compare()
     p = table["p"].dropna().tolist()

@@ -132,7 +132,11 @@ function verdictCard({ per, rows, of, metric, level, method }) {
     byBest = rows.filter((row) => row.a === best.a),
     groups = [best.a, ...byBest.map((row) => row.b)],
     tested = byBest.some((row) => row.test !== "none");
-  const head = per ? `Best ${columnOf.get(per)?.label ?? per}` : "Best setting";
+  const better = (mean) =>
+    mean !== null && (lowerIsBetter(metric) ? mean < best.mean_a : mean > best.mean_a);
+  // A single run may lead the table, but shows nothing of chance.
+  const several = byBest.some((row) => better(row.mean_b)) ? " of two runs or more" : "";
+  const head = (per ? `Best ${columnOf.get(per)?.label ?? per}` : "Best setting") + several;
   const against = per
     ? `the best of each other ${columnOf.get(per)?.label ?? per}`
     : "every other setting";
