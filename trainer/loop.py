@@ -110,6 +110,8 @@ class _Loop:
         memory = peak_memory(training.device)
         if memory is not None:
             figures["memory"] = memory
+        if update.step_scale is not None:
+            figures["step_size"] = update.lr * update.step_scale.item()
         figures["tokens"] = step * pace.tokens_per_step
         speed = figures["tokens_per_second"]
         self._record("train", step, loss=loss, lr=update.lr, grad_norm=norm, **figures)

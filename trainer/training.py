@@ -22,6 +22,7 @@ from trainer.model import build_model
 from trainer.model.gpt import Block
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
+from trainer.optim.truncation import Truncating
 from trainer.parallel import Ranks, accumulating
 from trainer.precision import Precision
 from trainer.rows import row_threads
@@ -52,6 +53,9 @@ class Update:
     """Global norm of the gradient before clipping."""
     lr: float
     """Learning rate of the update, taken or not."""
+    step_scale: torch.Tensor | None = None
+    """What part of it the update took, where the optimizer decides on that at each step; None where
+    it does not, or where the update was not taken. Read it before the next step."""
 
 
 class Training:
@@ -116,13 +120,15 @@ class Training:
         norm = self._clip(params.gradnorm or float("inf"))
         # Of a step that fp16's scale was too large for, only the loss must be finite.
         judged = torch.zeros_like(norm) if overflowed else norm
+        scale = None
         if self.watch.lets_pass(step + 1, loss, judged) and not overflowed:
             # A tensor: some steps depend on the loss, and none has to wait for it.
             self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
+            scale = self.optimizer.step_scale if isinstance(self.optimizer, Truncating) else None
         elif isinstance(self.optimizer, FoldsClip):
             self.optimizer.forget()
         self.optimizer.zero_grad()
-        return Update(loss, norm, lr)
+        return Update(loss, norm, lr, scale)
 
     def close(self) -> None:
         """End the thread that makes batches, wherever it is."""

@@ -93,6 +93,8 @@ def test_replays_are_the_steps_that_an_eager_optimizer_takes(net: GPT, name: str
         graph.replay()
         eager.prepare(step)
         eager.step()
+    scales = [getattr(each.optimizer, "step_scale", None) for each in (captured, eager)]
+    torch.testing.assert_close(*scales, rtol=1e-3, atol=0)
     # And one more that is no replay goes on from there.
     for each in (captured, eager):
         each.prepare(len(LOSSES) - 1)

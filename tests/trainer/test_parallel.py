@@ -33,6 +33,7 @@ OPTIMIZERS: dict[str, Mapping] = {
     "adamw": {"name": "adamw", "lr": 0.01},
     "muon": {"name": "muon", "lr": 0.01},
     "scion": {"name": "scion", "lr": 0.01},
+    "momo": {"name": "momo", "lr": 3.0, "lb": 5.0},
     "dap": {"name": "dap-ns-nadam", "lr": 0.01},
     "dap-average": {"name": "dap-ns-nadam", "lr": 0.01, "ema_beta": 0.5},
     "dap-rows": {
@@ -197,6 +198,9 @@ def test_promise_21_two_ranks_have_the_losses_of_one_process(
     norms = curve(tmp_path, "grad_norm")
     assert curve(folder / name, "grad_norm") == pytest.approx(norms, rel=1e-3)
     assert curve(folder / name, "tokens") == curve(tmp_path, "tokens")
+    taken = curve(tmp_path, "step_size")
+    assert len(taken) == (12 if name == "momo" else 0)
+    assert curve(folder / name, "step_size") == pytest.approx(taken, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -44,6 +44,7 @@ from trainer.optim.elementwise import Elementwise
 from trainer.optim.groups import trainable
 from trainer.optim.params import MomoAdamParams, MomoParams, TruncatedParams
 from trainer.optim.truncation import (
+    Truncating,
     average_loss,
     closure_loss,
     inner_products,
@@ -72,7 +73,7 @@ class _Share:
         return cls(group["lr"], 1 + group["lr"] * group["weight_decay"], offset, height, norm)
 
 
-class Momo(Elementwise):
+class Momo(Truncating, Elementwise):
     """MoMo: 4 bytes of state per fp32 weight.
 
     The kernel moves 28 bytes a weight, in one launch before the sums are known and one after. In
@@ -197,6 +198,7 @@ class Momo(Elementwise):
             fall = size * cast("Tensor", sum(share.lr * share.norm for share in shares))
             found = ((height - fall / 2) / rho).clamp(min=lb)
             bound.copy_(torch.where(fall == 0, now, found))
+        self._keep_scale(size)
         return size
 
     def _model(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:

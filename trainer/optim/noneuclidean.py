@@ -56,6 +56,7 @@ from trainer.optim.norms import ProductNorm, over, product_norm
 from trainer.optim.params import MuonMomoParams, MuonParams, ScionParams
 from trainer.optim.scaling import Number, add_scaled, decay_weights
 from trainer.optim.truncation import (
+    Truncating,
     average_loss,
     closure_loss,
     inner_products,
@@ -82,7 +83,7 @@ class _Part:
         return bool(self.group["norm"] == "spectral")
 
 
-class SpectralDescent(FoldsClip):
+class SpectralDescent(Truncating, FoldsClip):
     """Groups with ``norm`` spectral, linf, adam_inf or adam_2.
 
     4 bytes of state per fp32 weight, in the adam norms 8. With the kernels the momenta, and
@@ -287,6 +288,7 @@ class SpectralDescent(FoldsClip):
             slope = torch.stack(falls).sum()
             gap = self._height(parts, loss, clip_factor) - self._bound
             size = truncated_step(gap, over(slope, total) if self._lmo else slope, limit=1.0)
+            self._keep_scale(size)
         factors: list[Tensor | float] = []
         for part, share, dual in zip(parts, shares, duals, strict=True):
             factor: Tensor | float = share * part.group["scale"]

@@ -12,6 +12,24 @@ _SHARED = "model"
 """Key of the state that belongs to no single weight."""
 
 
+class Truncating:
+    """An optimizer whose step may end before its learning rate does."""
+
+    step_scale: Tensor | None = None
+    """tau / lr of the last step that moved a weight, a scalar on the device.
+
+    None before the first one, and where steps are not truncated. It is one tensor, which every
+    step writes and every replay of a captured one: read it before the next.
+    """
+
+    def _keep_scale(self, scale: Tensor) -> None:
+        held = self.step_scale
+        if held is None or (held.device, held.dtype) != (scale.device, scale.dtype):
+            self.step_scale = scale.clone()
+        else:
+            held.copy_(scale)
+
+
 def closure_loss(closure: Callable[[], Any] | None, name: str) -> Any:
     """Return what the closure does, the loss that the gradients are of.
 

@@ -68,7 +68,9 @@ def beside_the_oracle(
         loss = torch.tensor(value, dtype=net.up.weight.dtype)
         optimizer.param_groups[0]["lr"] = params.lr * factor
         assert optimizer.step(lambda loss=loss: loss) is loss
-        reference.step(weights, gradients, value, params.lr * factor)
+        tau, _ = reference.step(weights, gradients, value, params.lr * factor)
+        taken = params.lr * factor * optimizer.step_scale.item()
+        assert taken == pytest.approx(tau, rel=tolerance, abs=tolerance * params.lr)
         for name, weight in net.named_parameters():
             expected, ours = torch.from_numpy(weights[name]), weight.detach().double()
             torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance, msg=name)
@@ -230,6 +232,23 @@ def test_what_is_kept_for_all_weights_survives_saving(net: Any, name: str, tmp_p
     kept, loaded = optimizer.state["model"], again.state["model"]
     assert kept == loaded
     assert set(kept) == {"step", "loss_avg"} | ({"lower_bound"} if "star" in name else set())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "muon-momo", "muonmax-momo"])
+def test_what_a_step_took_stays_in_one_tensor_that_no_checkpoint_has(net: Any, name: str) -> None:
+    optimizer, found = momo(net, name, lr=0.5), set()
+    assert optimizer.step_scale is None
+    for step in range(3):
+        random_gradients(net, step)
+        optimizer.step(lambda step=step: torch.tensor(4.0 - step))
+        found.add(optimizer.step_scale)
+    [held] = found  # where a captured step's replays write, too
+    assert held.shape == ()
+    assert "step_scale" not in str(optimizer.state_dict())
+    _, copied = copy.deepcopy((net, optimizer))
+    before = held.clone()
+    copied.step_scale.add_(1)
+    assert torch.equal(held, before)
 
 
 @pytest.mark.parametrize("name", ["momo", "momo-adam"])

@@ -79,7 +79,12 @@ def beside_the_oracle(
         for group in optimizer.param_groups:
             group["lr"] = params.lr * factor
         assert optimizer.step(lambda loss=loss: loss) is loss
-        reference.step(weights, gradients, matrices, value, params.lr * factor)
+        tau = reference.step(weights, gradients, matrices, value, params.lr * factor)
+        if params.truncate_loss is None:
+            assert optimizer.step_scale is None
+        else:
+            taken = params.lr * factor * optimizer.step_scale.item()
+            assert taken == pytest.approx(tau, rel=tolerance, abs=tolerance * params.lr)
         for name, weight in net.named_parameters():
             expected, ours = torch.from_numpy(weights[name]), weight.detach().double()
             torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance, msg=name)
