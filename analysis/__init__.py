@@ -32,6 +32,9 @@ __all__ = [
     "runs",
 ]
 
+MEASURE = "final.val.loss"
+"""What runs are compared by unless something else is asked for."""
+
 _MODULES = {
     "aggregation": ("aggregate", "compare"),
     "rerun": ("rerun_command",),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from analysis.summary import MEASURE
+from analysis import MEASURE
 from rundir import exit_code_of
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 from analysis.bucket import Built, runs_table
 from analysis.columns import Kind, conform, join_schemas
 from analysis.discovery import Discovery, Stamp, below, planned_run_id
-from analysis.manifest import PLANNED, Manifest, Part
+from analysis.manifest import PLANNED, RUNS, Manifest, Part
 from analysis.problems import Problem
 from analysis.runrecord import planned_row, read_plan
-from analysis.store import RUNS, part_file, read_part, read_problems, write_part
+from analysis.store import part_file, read_part, read_problems, write_part
 
 
 def planned_rows(

@@ -17,7 +17,7 @@ import pyarrow as pa
 from analysis.columns import KEYS, Kind, conform, join_schemas, table_of
 from analysis.discovery import Found
 from analysis.gptopt import read_results
-from analysis.manifest import Part, Source
+from analysis.manifest import RUNS, Part, Source
 from analysis.metrics import (
     CHUNK_BYTES,
     Reading,
@@ -31,7 +31,7 @@ from analysis.metrics import (
 )
 from analysis.problems import Problem
 from analysis.runrecord import FIXED, read_run
-from analysis.store import RUNS, history_table, part_file, read_part, write_part
+from analysis.store import history_table, part_file, read_part, write_part
 from analysis.summary import finish, loss_columns, summarise
 from rundir.files import ENDED, METRICS_FILE
 

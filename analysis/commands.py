@@ -16,12 +16,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from analysis import manifest, tables
+from analysis import MEASURE, manifest, tables
 from analysis.conditions import holds
 from analysis.outcomes import measured
 from analysis.problems import clip
 from analysis.settings import Settings, settings_of
-from analysis.summary import MEASURE
 from rundir.files import ENDED, State
 from rundir.wording import count_of, duration
 

@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from analysis.columns import Kind
-from analysis.discovery import Stamp
 from rundir import files
 from rundir.errors import UserError
+
+if TYPE_CHECKING:
+    from analysis.columns import Kind
+    from analysis.discovery import Stamp
 
 VERSION = 1
 """A reader refuses a newer one; a collector that finds an older one reads everything anew."""
 
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
+RUNS = "runs"
+"""The table of runs; every other one is a stream's history."""
 POLL_S = 0.2
 """Seconds between two tries for the lock of a collector that is at work."""
 PLANNED = -1
 """Bucket of the rows of runs that have no directory yet."""
+
+_GENERATION = re.compile(r"-t?(\d+)(?=[-.])")
 
 
 @dataclass
@@ -67,6 +74,8 @@ class Manifest:
     sources_file: str = ""
     """Relative to the store, as is ``problems_file``."""
     problems_file: str = ""
+    problems: int = 0
+    """Rows of that file."""
     sources: dict[str, Source] = field(default_factory=dict)
     """By run id; empty unless loaded with ``sources``."""
 
@@ -126,6 +135,7 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         plans={path: (size, mtime) for path, (size, mtime) in raw["plans"].items()},
         sources_file=raw["sources"],
         problems_file=raw["problems"],
+        problems=raw["problem_rows"],
     )
 
 
@@ -147,6 +157,7 @@ def save(store: Path, manifest: Manifest) -> None:
         "plans": manifest.plans,
         "sources": manifest.sources_file,
         "problems": manifest.problems_file,
+        "problem_rows": manifest.problems,
     }
     _write(store / MANIFEST_FILE, record)
 
@@ -172,6 +183,26 @@ def age_s(store: Path) -> float:
     except OSError:
         load(store)
         raise
+
+
+def remove_rubbish(store: Path, manifest: Manifest) -> None:
+    """Delete what no manifest lists and what killed collectors left half-written.
+
+    Only the holder of the lock may.
+    """
+    live = {part.file for parts in manifest.parts.values() for part in parts}
+    live |= {manifest.sources_file, manifest.problems_file}
+    parts, others = ("runs/*part-*", "history/*/*part-*"), ("*sources-*", "*problems-*")
+    patterns = (*parts, *others, ".*.json.*")
+    for path in {path for pattern in patterns for path in store.glob(pattern)}:
+        if path.relative_to(store).as_posix() not in live:
+            path.unlink(missing_ok=True)
+
+
+def latest_generation(store: Path) -> int:
+    """Return the highest generation that any file of the store bears in its name; 0 without any."""
+    names = (path.name for path in store.glob("**/*-[0-9t]*.*"))
+    return max((int(n) for name in names for n in _GENERATION.findall(name)), default=0)
 
 
 @contextmanager

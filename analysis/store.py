@@ -7,7 +7,6 @@ names it; the next collect deletes the others.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,15 +16,13 @@ import pyarrow.parquet as pq
 
 from analysis import manifest as manifests
 from analysis.columns import Kind, conform
-from analysis.manifest import Manifest, Part, StoreError
+from analysis.manifest import Part, StoreError
 from analysis.metrics import stream_directory
 from rundir.files import replacing
 
 ROWS_PER_GROUP = 1 << 17
-RUNS = "runs"
 
 _TRIES = 5
-_GENERATION = re.compile(r"-t?(\d+)(?=[-.])")
 
 
 def history_table(stream: str) -> str:
@@ -124,26 +121,6 @@ def read_problems(store: Path) -> pa.Table:
 
 def _incomplete(store: Path) -> StoreError:
     return StoreError(f"store = {store}; parts are missing; delete it and collect again")
-
-
-def remove_rubbish(store: Path, manifest: Manifest) -> None:
-    """Delete what no manifest lists and what killed collectors left half-written.
-
-    Only the holder of the lock may.
-    """
-    live = {part.file for parts in manifest.parts.values() for part in parts}
-    live |= {manifest.sources_file, manifest.problems_file}
-    parts, others = ("runs/*part-*", "history/*/*part-*"), ("*sources-*", "*problems-*")
-    patterns = (*parts, *others, ".*.json.*")
-    for path in {path for pattern in patterns for path in store.glob(pattern)}:
-        if path.relative_to(store).as_posix() not in live:
-            path.unlink(missing_ok=True)
-
-
-def latest_generation(store: Path) -> int:
-    """Return the highest generation that any file of the store bears in its name; 0 without any."""
-    names = (path.name for path in store.glob("**/*-[0-9t]*.*"))
-    return max((int(n) for name in names for n in _GENERATION.findall(name)), default=0)
 
 
 def _concatenated(store: Path, parts: list[Part], wanted: Mapping[str, Kind]) -> pa.Table:

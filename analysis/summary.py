@@ -14,9 +14,6 @@ import pyarrow as pa
 from analysis.columns import INT64, KEYS, Kind
 from rundir.files import State
 
-MEASURE = "final.val.loss"
-"""What runs are compared by unless something else is asked for."""
-
 _HIGHER_IS_BETTER = frozenset(
     {"acc", "accuracy", "auc", "bleu", "f1", "mfu", "precision", "recall", "reward", "score"}
 )

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from analysis import manifest as manifests
 from analysis.columns import KEYS, settled_types
 from analysis.lookup import find_column, find_run, resolve_sweep
+from analysis.manifest import RUNS
 from analysis.runrecord import leaves
 from analysis.settings import CONFIG, Settings, settings_of
-from analysis.store import RUNS, history_table, read_table
+from analysis.store import history_table, read_table
 from analysis.summary import higher_is_better
 from rundir.errors import UserError, unknown
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis import MEASURE
 from analysis.aggregation import grouped
 from analysis.outcomes import Outcomes, outcomes
 from analysis.sensitivity import rateless
 from analysis.settings import describe
-from analysis.summary import MEASURE
 from analysis.tables import floats, history, rate_column
 from rundir.errors import IllegalValue, UserError
 

@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from analysis import manifest as manifests
 from analysis.columns import KEYS
+from analysis.manifest import RUNS
 from analysis.report.embedding import rounded
-from analysis.store import RUNS, history_table
+from analysis.store import history_table
 from analysis.style import UNITS
 from analysis.tables import history
 

@@ -109,7 +109,7 @@ def change_everything(run_maker: Callable[..., Path]) -> None:
 def test_killed_between_any_two_steps_the_next_collect_completes_it(
     run_maker, monkeypatch, case: str
 ) -> None:
-    monkeypatch.setattr("analysis.collector.RUNS_PER_BUCKET", 1)
+    monkeypatch.setattr("analysis.update.RUNS_PER_BUCKET", 1)
     # A kill loses nothing that the kernel has; only a crash of the machine does.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     for name in ("a", "b"):

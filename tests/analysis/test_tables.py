@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,23 @@ def test_importing_the_tables_loads_neither_torch_nor_hydra_nor_matplotlib() -> 
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_finding_nothing_new_loads_neither_arrow_nor_rich(run_maker) -> None:
+    run_maker("a")
+    collect()
+    code = (
+        "import sys; from analysis.__main__ import main\n"
+        "assert main(['collect']) == 0\n"
+        "sys.exit(', '.join({'numpy', 'pandas', 'pyarrow', 'rich', 'yaml'} & set(sys.modules)) or None)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    told = done.stderr.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("store: 0 new, 0 changed, 1 unchanged, 0 problems")
 
 
 def test_collecting_loads_no_pandas_and_every_table_function_is_there() -> None:
