@@ -1,5 +1,8 @@
 """One bucket of runs: what changed is read, laid over what the store has, and written as new parts.
 
+Steps that only follow those of the store become a part of their own, and the others stay as they
+are, until that has happened ``MOST_PARTS`` times.
+
 Buckets share nothing, so each is built in a process of its own. Memory: the history of one bucket.
 """
 
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.columns import KEYS, Kind, conform, join_schemas, table_of
+from analysis.columns import KEYS, Kind, conform, join, join_schemas, table_of
 from analysis.discovery import Found
 from analysis.gptopt import read_results
 from analysis.manifest import RUNS, Part, Source
@@ -35,6 +38,11 @@ from analysis.store import history_table, part_file, read_part, write_part
 from analysis.summary import finish, loss_columns, summarise
 from rundir.files import ENDED, METRICS_FILE
 
+MOST_PARTS = 8
+"""Of one bucket's history of a stream; each costs a reader the opening of a file."""
+MOST_APPENDED = 0.25
+"""Of the stored rows; of more, writing all of them again costs little in comparison."""
+
 _ENDED = {str(state) for state in ENDED}
 
 
@@ -48,8 +56,8 @@ class Job:
     """Buckets to write and their run ids, sorted; more than one when a bucket is split."""
     changed: list[tuple[Found, Source | None]]
     """Runs to read, and how each stood when it was last read."""
-    parts: dict[str, Part]
-    """Live part of each table before."""
+    parts: dict[str, list[Part]]
+    """Live parts of each table before."""
     schemas: dict[str, dict[str, Kind]]
     work: int
     """About how much there is to do, in bytes of metrics to read."""
@@ -65,6 +73,8 @@ class Built:
     problems: list[Problem] = field(default_factory=list)
     restarted: set[str] = field(default_factory=set)
     """Runs whose metrics were read from the first byte."""
+    kept: set[str] = field(default_factory=set)
+    """Files of the job's parts that stay live."""
 
 
 def build(job: Job) -> Built:
@@ -102,7 +112,8 @@ def build(job: Job) -> Built:
     losses = [
         column
         for stream in sorted(streams)
-        for column in loss_columns(stream, built.schemas.get(history_table(stream), ()))
+        for schemas in (job.schemas, built.schemas)
+        for column in loss_columns(stream, schemas.get(history_table(stream), ()))
     ]
     for row in rows.values():
         finish(row, losses)
@@ -199,26 +210,80 @@ def _build_history(
     rows: dict[str, dict[str, Any]],
 ) -> None:
     table = history_table(stream)
-    pieces: list[Typed] = []
-    if table in job.parts:
-        old = read_part(job.store / job.parts[table].file)
-        kinds = {name: job.schemas[table][name] for name in old.column_names}
-        pieces.append((_recoded(old, code_of, built.restarted), kinds))
-    merged, kinds = concatenate([*pieces, *fresh])
-    merged = settle(merged.combine_chunks())
-    changed = {code_of[run]: row for run, row in rows.items()}
-    for code, summary in summarise(stream, merged, kinds).items():
-        if code in changed:
-            steps = max(summary.pop("steps"), changed[code].get("steps") or 0)
-            changed[code] |= {"steps": steps, **summary}
-    codes = merged.column("run").to_numpy()
+    parts = job.parts.get(table, [])
+    stored = [_stored(job, table, part, code_of, built.restarted) for part in parts]
+    is_changed = np.zeros(len(code_of), bool)
+    is_changed[[code_of[run] for run in rows]] = True
+    added = _settled(fresh) if fresh else None
+    before = _followed(job, parts, stored, added, is_changed)
+    if before is not None:
+        built.kept |= {part.file for part in parts}
+        merged, kinds = _settled([*before, *([added] if added else [])])
+    else:
+        merged, kinds = added = _settled([*stored, *fresh])
     members = sorted(code_of)
+    for code, summary in summarise(stream, merged, kinds).items():
+        if is_changed[code]:
+            row = rows[members[code]]
+            row |= {"steps": max(summary.pop("steps"), row.get("steps") or 0), **summary}
+    if added is not None:
+        _write_history(job, built, table, members, added)
+
+
+def _stored(job: Job, table: str, part: Part, code_of: dict[str, int], dropped: set[str]) -> Typed:
+    old = read_part(job.store / part.file)
+    kinds = {name: job.schemas[table][name] for name in old.column_names}
+    return _recoded(old, code_of, dropped), kinds
+
+
+def _settled(pieces: list[Typed]) -> Typed:
+    merged, kinds = concatenate(pieces)
+    return settle(merged.combine_chunks()), kinds
+
+
+def _followed(
+    job: Job,
+    parts: list[Part],
+    stored: list[Typed],
+    added: Typed | None,
+    is_changed: np.ndarray[Any, np.dtype[np.bool_]],
+) -> list[Typed] | None:
+    """Return the stored rows of the changed runs, or None if the parts cannot stay as they are.
+
+    They can if none of their rows is gone, what is new is little, and of each run only steps
+    beyond the last stored one. No (run, step) is then in two parts, whoever reads them.
+    """
+    rows = sum(part.rows for part in parts)
+    if len(job.groups) > 1 or not parts or rows > sum(table.num_rows for table, _ in stored):
+        return None
+    before, last = [], np.full(len(is_changed), np.iinfo(np.int64).min)
+    for table, kinds in stored:
+        mine = table.filter(pa.array(is_changed[table.column("run").to_numpy()]))
+        np.maximum.at(last, mine.column("run").to_numpy(), mine.column("step").to_numpy())
+        before.append((mine, kinds))
+    if added is None:
+        return before
+    new, _ = added
+    if len(parts) >= MOST_PARTS or new.num_rows > MOST_APPENDED * rows:
+        return None
+    follows = new.column("step").to_numpy() > last[new.column("run").to_numpy()]
+    return before if follows.all() else None
+
+
+def _write_history(job: Job, built: Built, name: str, members: list[str], added: Typed) -> None:
+    """Write rows as a part of each bucket that has any, in the store's types where they join."""
+    table, kinds = added
+    schema = job.schemas.get(name, {})
+    joined = {column: join(schema.get(column, "null"), kind) for column, kind in kinds.items()}
+    table = conform(table, kinds, joined)
+    codes = table.column("run").to_numpy()
     run = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(members, pa.string()))
-    whole = merged.set_column(0, "run", run)
+    whole = table.set_column(0, "run", run)
     for bucket, runs in job.groups:
-        low, high = np.searchsorted(codes, [code_of[runs[0]], code_of[runs[-1]] + 1])
+        first, last = members.index(runs[0]), members.index(runs[-1])
+        low, high = np.searchsorted(codes, [first, last + 1])
         if high > low:
-            _write(job, built, table, bucket, whole.slice(low, high - low), kinds)
+            _write(job, built, name, bucket, whole.slice(low, high - low), joined)
 
 
 def _recoded(old: pa.Table, code_of: dict[str, int], dropped: set[str]) -> pa.Table:
@@ -235,8 +300,8 @@ def _build_runs(
     job: Job, built: Built, members: list[str], rows: dict[str, dict[str, Any]]
 ) -> None:
     pieces: list[Typed] = []
-    if RUNS in job.parts:
-        old = read_part(job.store / job.parts[RUNS].file)
+    for part in job.parts.get(RUNS, ()):
+        old = read_part(job.store / part.file)
         old = old.set_column(0, "run", old.column("run").cast(pa.string()))
         stays = [run in members and run not in rows for run in old.column("run").to_pylist()]
         kinds = {name: job.schemas[RUNS][name] for name in old.column_names}

@@ -47,7 +47,11 @@ class Part:
     """Relative to the store."""
     rows: int
     bucket: int
-    """Runs of one bucket share their parts: one of each table, none in two buckets."""
+    """Runs of one bucket share their parts; none has rows in two buckets.
+
+    It has one part of ``runs``, and of each history one or a few that follow each other: a run's
+    steps ascend within a part and from one to the next.
+    """
 
 
 @dataclass

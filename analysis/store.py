@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -124,10 +125,22 @@ def _incomplete(store: Path) -> StoreError:
 
 
 def _concatenated(store: Path, parts: list[Part], wanted: Mapping[str, Kind]) -> pa.Table:
-    def one(part: Part) -> pa.Table:
-        return conform(read_part(store / part.file, wanted.keys()), wanted, wanted)
+    def one(bucket: int) -> pa.Table:
+        mine = [store / part.file for part in parts if part.bucket == bucket]
+        return _grouped([conform(read_part(p, wanted.keys()), wanted, wanted) for p in mine])
 
     if not parts:
         return conform(pa.table({}), wanted, wanted)
-    with ThreadPoolExecutor(min(4, len(parts))) as pool:
-        return pa.concat_tables(pool.map(one, parts)).unify_dictionaries()
+    buckets = dict.fromkeys(part.bucket for part in parts)
+    with ThreadPoolExecutor(min(4, len(buckets))) as pool:
+        return pa.concat_tables(pool.map(one, buckets)).unify_dictionaries()
+
+
+def _grouped(parts: list[pa.Table]) -> pa.Table:
+    """Return the parts of one bucket as one table with the rows of each run together."""
+    if len(parts) == 1 or "run" not in parts[0].column_names:
+        return pa.concat_tables(parts)
+    table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    # Stable: from part to part the steps of a run ascend.
+    order = np.argsort(table.column("run").combine_chunks().indices.to_numpy(), kind="stable")
+    return table.take(pa.array(order))

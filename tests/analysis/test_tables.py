@@ -192,7 +192,8 @@ def test_finding_nothing_new_loads_neither_arrow_nor_rich(run_maker) -> None:
     code = (
         "import sys; from analysis.__main__ import main\n"
         "assert main(['collect']) == 0\n"
-        "sys.exit(', '.join({'numpy', 'pandas', 'pyarrow', 'rich', 'yaml'} & set(sys.modules)) or None)"
+        "heavy = {'numpy', 'pandas', 'pyarrow', 'rich', 'yaml'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
