@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from analysis import MEASURE
+from analysis.forgone import forgo_pandas
 from rundir import exit_code_of
 
 
@@ -122,4 +123,6 @@ def _from(module: str, name: str) -> Callable[[argparse.Namespace], int | None]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["collect"]:
+        forgo_pandas()
     sys.exit(main())

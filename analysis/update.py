@@ -20,6 +20,7 @@ from analysis.assembly import assemble, planned_part, planned_rows, remaining_pr
 from analysis.bucket import Built, Job, build
 from analysis.changes import Changes
 from analysis.discovery import Discovery, Found
+from analysis.forgone import forgo_pandas
 from analysis.manifest import PLANNED, Manifest, Part, Source
 from analysis.problems import SCHEMA
 from analysis.store import problems_file, write_part
@@ -196,7 +197,7 @@ def _pool(count: int) -> ProcessPoolExecutor | None:
     context = multiprocessing.get_context("spawn")
     pool = None
     try:
-        pool = ProcessPoolExecutor(count, context, initializer=_ignore_interrupt)
+        pool = ProcessPoolExecutor(count, context, initializer=_prepare)
         pool.submit(os.getpid).result()
     except (OSError, BrokenProcessPool) as error:
         # E.g. a sandbox without semaphores or a limit on processes; neither is the store's fault.
@@ -208,6 +209,7 @@ def _pool(count: int) -> ProcessPoolExecutor | None:
     return pool
 
 
-def _ignore_interrupt() -> None:
+def _prepare() -> None:
     """Leave Ctrl-C to the parent, which ends the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forgo_pandas()
