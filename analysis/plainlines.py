@@ -34,7 +34,8 @@ def looks_plain(chunk: bytes) -> bool:
     """
     if not (chunk.startswith(b"{") and chunk.endswith(b"}\n") and chunk.isascii()):
         return False
-    if b"\\" in chunk or b"null" in chunk:
+    # One letter is found thirty times as fast as four, and few metrics have this one.
+    if b"\\" in chunk or (b"u" in chunk and b"null" in chunk):
         return False
     # Half the time of counting the pairs of bytes that may stand between two lines.
     text = np.frombuffer(chunk, np.uint8)

@@ -62,6 +62,8 @@ MOST_NODES = 100_000
 """Values in one config; a YAML file of a few lines can unfold to billions through its aliases."""
 DEEPEST = 64
 
+_STATES = frozenset(str(state) for state in State)
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _ACCEPTED: dict[Kind, tuple[type, ...]] = {
@@ -97,7 +99,7 @@ def read_run(found: Found) -> tuple[dict[str, Any], list[Problem]]:
     row |= _identity(record, found) | _standing(record, status)
     row |= _provenance(record) | _configuration(record.get("config"))
     _check_fixed(row, found, problems)
-    if row["state"] is not None and row["state"] not in {str(state) for state in State}:
+    if row["state"] is not None and row["state"] not in _STATES:
         detail = clip(f"state = {row['state']}; no state of a run")
         problems.append(Problem(found.run, STATUS_FILE, None, "status", detail))
     return row, problems

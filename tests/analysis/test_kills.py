@@ -16,11 +16,12 @@ import pytest
 
 from analysis import history, runs
 from analysis.collector import collect
-from analysis.manifest import StoreError
+from analysis.manifest import StoreError, load
 from analysis.store import read_problems
 
 STORE = Path("store")
 DIED = 7
+NEXT_STEP = '{"stream": "train", "step": 11, "t": 1.0, "attempt": 1, "loss": 2.0}'
 KILLED_AT_THE_MANIFEST = f"""
 import os
 from analysis.collector import collect
@@ -96,6 +97,7 @@ def kill_at(
 
 def change_everything(run_maker: Callable[..., Path]) -> None:
     """Grow one run, remove one, add one of another type and a plan, with a bad line in each."""
+    spoil(Path("multirun/quickstart/nano/adamw/a"), NEXT_STEP)
     spoil(Path("multirun/quickstart/nano/adamw/a"), "garbage too")
     shutil.rmtree("multirun/quickstart/nano/adamw/b")
     spoil(run_maker("d", config={"lr": "fast"}), "new garbage")
@@ -127,6 +129,8 @@ def test_killed_between_any_two_steps_the_next_collect_completes_it(
     collect(workers=1)
     after = content()
     files = names()
+    grown = [part for part in load(STORE).parts["history/train"] if part.rows == 1]
+    assert len(grown) == (case == "later_collect")
     moment, killed = 0, True
     while killed:
         moment += 1
