@@ -66,7 +66,7 @@ class _Loop:
         profile: Stepper,
     ) -> None:
         self._run, self._training, self._keeper, self._records = run, training, keeper, records
-        self._profile = profile
+        self._profile, self._profiles = profile, config.training.profile_steps > 0
         self._total = training.total_steps
         self._due = _Due.of(config, self._total)
         self._pace = _pace(config, training)
@@ -94,7 +94,9 @@ class _Loop:
             if due.save(step) or self._keeper.is_best(step):
                 with pace.paused():
                     self._keeper.save(step)
-            self._profile.step()
+            if self._profiles:
+                with pace.paused():  # once it writes its trace, for seconds
+                    self._profile.step()
 
     def _stop_if_asked(self, step: int) -> None:
         stop = self._training.ranks.agreed(self._run.stop_requested)

@@ -330,10 +330,23 @@ def test_recomputed_activations_change_no_bit(
 
 
 def test_profiled_steps_are_in_a_trace_and_a_table(
-    tiny: Mapping, change: Change, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Mapping,
+    change: Change,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import torch
+
     plain = trained(tiny, tmp_path / "a")
     change(tiny, training__training_params__profile_steps=2)
+    export = torch.profiler.profile.export_chrome_trace
+
+    def slowly(self: torch.profiler.profile, path: str) -> None:
+        time.sleep(2)
+        export(self, path)
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", slowly)
     with caplog.at_level(logging.INFO, logger="trainer.profiling"):
         assert trained(tiny, tmp_path / "b") == plain
     trace = json.loads((tmp_path / "b" / "profile" / "trace.json").read_text())
@@ -342,6 +355,7 @@ def test_profiled_steps_are_in_a_trace_and_a_table(
     assert "aten::mm" in named
     (said,) = caplog.messages
     assert said.startswith("2 steps profiled, see ")
+    assert max(curve(tmp_path / "b", "step_time").values()) < 2
     assert "aten::mm" in said
 
 
