@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)))
 """A second sign beside the colour, for those who print in grey."""
 
+FAR_APART = 10.0
+"""Peaks of schedules that differ by more than this factor go on a log scale."""
+
 
 def tuned_curves_plot(
     sweep: str | None = None,
@@ -117,11 +120,20 @@ def wall_clock(
 def schedules(sweep: str | None = None, by: str = MEASURE, store: Path | str = "store") -> Figure:
     """Plot the learning rate over steps, of each group at its best learning rate.
 
+    All of it is in view: from zero, or on a log scale where the peaks are far apart.
+
     Raises:
         UserError: as :func:`tuned_curves_plot`.
     """
     figure = tuned_curves_plot(sweep, "train", "lr", "step", by, store)
-    figure.axes[0].set_ylim(bottom=0)
+    axes = figure.axes[0]
+    rates = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
+    peaks = [float(np.max(curve[np.isfinite(curve)], initial=0.0)) for curve in rates]
+    if min(peaks) > 0 and max(peaks) > FAR_APART * min(peaks):
+        axes.set_yscale("log", nonpositive="mask")
+        axes.autoscale(axis="y")
+    else:
+        axes.set_ylim(0, 1.05 * max(peaks) or 1.0)
     return figure
 
 

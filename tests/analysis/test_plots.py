@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -235,3 +236,29 @@ def test_more_groups_than_colours_get_a_panel_of_curves_each(run_maker) -> None:
     assert [len(axes.lines) for axes in figure.axes] == [3] * 8
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
     assert figure.get_supylabel() == "training loss (nats per token)"
+
+
+@pytest.mark.parametrize(("peak", "scale"), [(0.3, "linear"), (3.0, "log")])
+def test_schedules_are_whole_however_far_their_peaks_are_apart(
+    run_maker, peak: float, scale: str
+) -> None:
+    from analysis.tunedplots import schedules
+
+    for optimizer, highest in (("adamw", 0.1), ("muon", peak)):
+        directory = run_maker(optimizer, optimizer=optimizer, steps=0, lr=highest)
+        lines = [
+            {"stream": "train", "step": step, "attempt": 1, "t": 1.0, "loss": 2.0}
+            | {"lr": highest * (1 - step / 400) if step > 4 else highest / 20}
+            for step in range(1, 200, 4)
+        ]
+        lines += [{"stream": "val", "step": 199, "attempt": 1, "t": 1.0, "loss": 2.0}]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (directory / "metrics.jsonl").write_text(text)
+    collect()
+    axes = schedules().axes[0]
+    bottom, top = axes.get_ylim()
+    values = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
+    assert axes.get_yscale() == scale
+    assert len(axes.lines) == 2
+    assert bottom <= values.min()
+    assert values.max() <= top
