@@ -79,8 +79,10 @@ def _figure(
             if rows.empty:
                 continue
             color, dash = OKABE_ITO[number], _DASHES[number % len(_DASHES)]
+            lost = [f"{group.diverged} diverged"] if group.diverged else []
+            notes = [f"n = {len(group.runs)}", *lost] if lost or len(group.runs) > 1 else []
             label = f"{group.label}: {group.mean:.3f}"
-            label += f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
+            label += f" ({', '.join(notes)})" if notes else ""
             at, mean = rows["x"].to_numpy(), rows["mean"].to_numpy()
             (line,) = axes.plot(at, mean, color=color, linestyle=dash, linewidth=1.6, label=label)
             line.set_gid(f"{number:03d}")

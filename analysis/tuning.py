@@ -35,6 +35,8 @@ class Tuned:
     """Ids of those with a result: its seeds."""
     mean: float
     """Of the measure, over the runs."""
+    diverged: int = 0
+    """Seeds that diverged at this rate: the mean is over those that came through."""
 
 
 def tuned_groups(
@@ -69,7 +71,7 @@ def tuned_groups(
         mine = [mark == other for other in marks] & found.has_result.to_numpy()
         runs = tuple(found.table["run"][mine].tolist())
         label = describe({**row, "lr": float(row["lr"])}, shown) or "all runs"
-        chosen.append(Tuned(label, runs, float(row["mean"])))
+        chosen.append(Tuned(label, runs, float(row["mean"]), int(row["diverged"])))
     return chosen
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.collector import collect
-from rundir import UserError
+from rundir import Diverged, UserError
 
 
 @pytest.fixture
@@ -262,3 +262,16 @@ def test_schedules_are_whole_however_far_their_peaks_are_apart(
     assert len(axes.lines) == 2
     assert bottom <= values.min()
     assert values.max() <= top
+
+
+def test_a_tuned_curve_says_how_many_of_its_seeds_diverged(run_maker) -> None:
+    from analysis.tunedplots import tuned_curves_plot
+
+    for seed in range(3):
+        asked = ["optimizer=muon", f"seed={seed}"]
+        error = Diverged("nan") if seed == 2 else None
+        run_maker(f"s{seed}", optimizer="muon", seed=seed, overrides=asked, error=error)
+    run_maker("other", optimizer="adamw", overrides=["optimizer=adamw", "seed=0"], loss=lambda _: 9)
+    collect()
+    shown = labels(tuned_curves_plot().axes[0])
+    assert shown == ["muon: 3.000 (n = 2, 1 diverged)", "adamw: 9.000"]
