@@ -61,12 +61,12 @@ def ours(case: Case, device: str, *, compiles: bool) -> Step:
     import torch
 
     import trainer
-    from trainer.compilation import compiled
+    from trainer.compute.compilation import compiled
+    from trainer.compute.rows import row_threads
     from trainer.model import GPT
     from trainer.optim import build_optimizer
     from trainer.optim.clipping import FoldsClip
     from trainer.optim.params import optimizer_params
-    from trainer.rows import row_threads
 
     trainer.preload()
     with torch.device(device):

@@ -33,9 +33,9 @@ import torch
 from report import Report, columns, environment, workplace
 from sides import CASES, LOCK, Case
 
-from trainer.compilation import has_compiler
+from trainer.compute.compilation import has_compiler
+from trainer.compute.throughput import peak_of
 from trainer.model import flops_per_token, parameter_count
-from trainer.throughput import peak_of
 
 CPU_RATIO, CUDA_MFU = 1.15, {"gpt-medium": 0.5}
 """Least times the tokens per second of the faster Llama on a CPU, and least MFU on a GPU."""

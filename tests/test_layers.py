@@ -90,6 +90,14 @@ def test_each_room_of_sweeps_builds_on_those_below():
             assert not used & set(FLOORS[height + 1 :]), f"{module} imports from {used}"
 
 
+@pytest.mark.parametrize("package", ["sweeps", "trainer"])
+def test_architecture_says_what_each_room_is_for(package):
+    said = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert len(rooms) >= 8
+    assert not {room for room in rooms if f"| `{room}/` | " not in said}
+
+
 def loaded(*arguments: str, cwd: Path, path: str = "/usr/bin:/bin") -> set[str]:
     """Return the top-level packages in memory after Python has run with these arguments."""
     done = subprocess.run(

@@ -75,8 +75,8 @@ def preload() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
     import trainer.loop  # noqa: F401
-    from trainer.allocation import keep_freed_memory
-    from trainer.startup import spare_dynamo
+    from trainer.compute.allocation import keep_freed_memory
+    from trainer.compute.startup import spare_dynamo
 
     spare_dynamo()
     keep_freed_memory(os.environ)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from rundir import Diverged, Preempted, Run
+from trainer.checkpoints import Keeper
+from trainer.compute.profiling import Stepper, profiling
+from trainer.compute.throughput import Pace, forget_peak_memory, peak_flops, peak_memory
 from trainer.config import TrainConfig
-from trainer.keeper import Keeper
 from trainer.loggers import Relay, relaying
 from trainer.parallel import joined
-from trainer.profiling import Stepper, profiling
-from trainer.throughput import Pace, forget_peak_memory, peak_flops, peak_memory
 from trainer.training import Training, Update
 
 log = logging.getLogger(__name__)

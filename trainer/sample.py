@@ -65,9 +65,8 @@ def load(directory: Path, checkpoint: str = "last", device: str = "auto") -> Tra
             checkpoint is damaged or of another model.
     """
     config = _config(directory)
-    from trainer.checkpoint import losses_of, read_checkpoint
+    from trainer.checkpoints import losses_of, read_checkpoint, weights_to_validate
     from trainer.data.tokenizers import ByteTokenizer, Gpt2Tokenizer
-    from trainer.keeper import weights_to_validate
     from trainer.parallel import pick_device
 
     place = pick_device(device, 0)
@@ -141,7 +140,7 @@ def _chosen(directory: Path, wanted: str) -> Path:
     Raises:
         UserError: there is none such, or it is damaged.
     """
-    from trainer.checkpoint import (
+    from trainer.checkpoints import (
         best_steps,
         fault_of,
         list_checkpoints,

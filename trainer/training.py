@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from rundir.errors import IllegalValue
-from trainer.compilation import can_compile, compiled
+from trainer.compute.compilation import can_compile, compiled
+from trainer.compute.determinism import be_deterministic
+from trainer.compute.precision import Precision
+from trainer.compute.rows import row_threads
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch, cut, most_validation_batches, validation_batches
 from trainer.data.corpus import load_corpus
 from trainer.data.prefetch import training_batches
-from trainer.determinism import be_deterministic
 from trainer.model import build_model
 from trainer.model.gpt import Block
 from trainer.optim import build_optimizer, lr_factor
 from trainer.optim.clipping import FoldsClip
 from trainer.optim.truncation import Truncating
 from trainer.parallel import Ranks, accumulating
-from trainer.precision import Precision
-from trainer.rows import row_threads
 from trainer.watch import Watch
 
 if TYPE_CHECKING:

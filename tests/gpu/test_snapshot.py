@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from trainer.snapshot import HostCopy
+from trainer.checkpoints.snapshot import HostCopy
 
 
 def test_a_copy_is_whole_though_the_state_changes_at_once(

@@ -61,7 +61,7 @@ def test_deterministic_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
 def test_memory_and_mfu_are_those_of_the_device(tmp_path: Path) -> None:
     import torch
 
-    from trainer.throughput import peak_flops
+    from trainer.compute.throughput import peak_flops
 
     found = records(tmp_path)
     assert 10e6 < found[-1]["memory"] < torch.cuda.get_device_properties(0).total_memory

@@ -16,7 +16,7 @@ import torch
 import trainer
 from rundir import Diverged, Run
 from trainer import GPTConfig, LoggingParams, TrainConfig, TrainingParams
-from trainer.checkpoint import list_checkpoints, read_checkpoint
+from trainer.checkpoints import list_checkpoints, read_checkpoint
 from trainer.optim import optimizer_params
 from trainer.training import Training
 from trainer.watch import Watch

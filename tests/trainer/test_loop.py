@@ -347,7 +347,7 @@ def test_profiled_steps_are_in_a_trace_and_a_table(
         export(self, path)
 
     monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", slowly)
-    with caplog.at_level(logging.INFO, logger="trainer.profiling"):
+    with caplog.at_level(logging.INFO, logger="trainer.compute.profiling"):
         assert trained(tiny, tmp_path / "b") == plain
     trace = json.loads((tmp_path / "b" / "profile" / "trace.json").read_text())
     named = [event["name"] for event in trace["traceEvents"] if "name" in event]

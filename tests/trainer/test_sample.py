@@ -15,10 +15,10 @@ import torch
 import trainer
 from rundir import Run, write_json
 from trainer import sample
+from trainer.checkpoints import Keeper
 from trainer.config import TrainConfig
 from trainer.data.tokenizers import Gpt2Tokenizer
 from trainer.generate import Choice, _keys_and_values_kept, generate
-from trainer.keeper import Keeper
 from trainer.parallel import Ranks
 from trainer.sample import Trained
 from trainer.training import Training

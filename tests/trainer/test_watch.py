@@ -16,10 +16,10 @@ import trainer
 from rundir import Diverged, Preempted, Run, State, read_status
 from rundir.files import METRICS_FILE, iter_metrics
 from trainer import TrainConfig, TrainingParams, training
-from trainer.checkpoint import Kept, list_checkpoints, read_checkpoint, save_checkpoint
+from trainer.checkpoints import Kept, list_checkpoints, read_checkpoint, save_checkpoint
+from trainer.compute.throughput import Pace
 from trainer.optim.params import REGISTRY
 from trainer.parallel import Ranks
-from trainer.throughput import Pace
 from trainer.training import Training, Update
 from trainer.watch import UNREAD, Watch
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from trainer import recompute
+from trainer.compute import recompute
 from trainer.config import GPTConfig
 from trainer.model.counts import flops_per_token, parameter_count
 from trainer.model.rotary import Rotary

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from rundir import UserError
 from rundir.errors import IllegalValue
-from trainer import recompute
+from trainer.compute import recompute
 from trainer.config.hugging_face import HuggingFaceConfig
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")

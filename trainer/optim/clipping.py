@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rundir.errors import IllegalValue
+from trainer.compute.startup import step_plainly
 from trainer.kernels.layout import alike, laid_out_alike
 from trainer.optim.averages import restored
 from trainer.optim.copied import Copied
-from trainer.startup import step_plainly
 
 
 class FoldsClip(Copied):

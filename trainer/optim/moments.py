@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.compute.recompute import is_recomputing
 from trainer.optim.gram import gram
-from trainer.recompute import is_recomputing
 
 _Seen = tuple[int, torch.Size, tuple[int, ...], torch.dtype, int]
 

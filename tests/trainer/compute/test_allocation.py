@@ -14,7 +14,7 @@ import trainer
 PROGRAM = """
 import os, resource, sys
 import numpy as np
-from trainer.allocation import keep_freed_memory
+from trainer.compute.allocation import keep_freed_memory
 
 def brought():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

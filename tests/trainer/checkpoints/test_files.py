@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rundir import UserError
-from trainer.checkpoint import (
+from trainer.checkpoints.files import (
     FORMAT,
     Kept,
     _HashedFile,

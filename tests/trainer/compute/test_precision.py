@@ -17,8 +17,8 @@ import trainer
 from rundir import UserError
 from rundir.files import METRICS_FILE, iter_metrics
 from trainer import TrainConfig, TrainingParams
+from trainer.compute.precision import Precision
 from trainer.parallel import Ranks
-from trainer.precision import Precision
 from trainer.training import Training
 
 trainer.preload()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rundir import Diverged, OptsweepError, Run, Superseded, UserError
-from trainer.checkpoint import (
+from trainer.checkpoints.files import (
     FORMAT,
     Kept,
     best_steps,
@@ -23,13 +23,13 @@ from trainer.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
+from trainer.checkpoints.snapshot import HostCopy
+from trainer.checkpoints.writer import Writer
 from trainer.config import TrainConfig
 from trainer.model import build_model
 from trainer.optim import build_optimizer
 from trainer.optim.division import group_record, with_our_options
-from trainer.snapshot import HostCopy
 from trainer.training import Averaging, Training
-from trainer.writer import Writer
 
 log = logging.getLogger(__name__)
 

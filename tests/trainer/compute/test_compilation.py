@@ -14,7 +14,7 @@ import trainer
 
 PROGRAM = """
 import sys, torch
-from trainer.compilation import compiled
+from trainer.compute.compilation import compiled
 torch.manual_seed(0)
 layer = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.SiLU())
 x = torch.randn(4, 8)

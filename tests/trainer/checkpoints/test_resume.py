@@ -18,7 +18,7 @@ import pytest
 import trainer
 from rundir import OptsweepError, Run
 from rundir.files import METRICS_FILE, iter_metrics
-from trainer.checkpoint import newest_checkpoint
+from trainer.checkpoints import newest_checkpoint
 from trainer.optim.params import REGISTRY
 
 Mapping = dict[str, Any]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.compute.rows import row_threads
 from trainer.config import GPTConfig
 from trainer.model import GPT
 from trainer.optim import build_optimizer
 from trainer.optim.params import optimizer_params
-from trainer.rows import row_threads
 
 CPU = torch.device("cpu")
 CONTEXT = 64
@@ -90,7 +90,7 @@ def test_rows_that_threads_cannot_share_evenly_stay_together(threads):
 
 
 def test_a_large_model_stays_together(threads, monkeypatch):
-    monkeypatch.setattr("trainer.rows.MOST_NUMBERS", 1000)
+    monkeypatch.setattr("trainer.compute.rows.MOST_NUMBERS", 1000)
     assert not row_threads(a_model(), CPU).fits(12)
 
 

@@ -71,7 +71,7 @@ def profiling(steps: int, directory: Path, device: torch.device) -> Iterator[Ste
 def _all_threads() -> Any:
     """Return the setting that has other threads' operators in the profile; None before torch 2.8.
 
-    Each thread of a CPU may have rows of its own, see :mod:`trainer.rows`.
+    Each thread of a CPU may have rows of its own, see :mod:`trainer.compute.rows`.
     """
     try:
         return torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # noqa: SLF001

@@ -13,19 +13,19 @@ import torch
 import trainer
 from rundir import Diverged, OptsweepError, Preempted, Run, Superseded
 from rundir.files import METRICS_FILE, iter_metrics
-from trainer.checkpoint import (
+from trainer.checkpoints import (
+    Keeper,
     best_steps,
     list_checkpoints,
     losses_of,
     newest_checkpoint,
     read_checkpoint,
 )
+from trainer.checkpoints.snapshot import HostCopy
+from trainer.checkpoints.writer import Writer
 from trainer.config import TrainConfig
-from trainer.keeper import Keeper
 from trainer.parallel import Ranks
-from trainer.snapshot import HostCopy
 from trainer.training import Training
-from trainer.writer import Writer
 
 Mapping = dict[str, Any]
 Change = Callable[..., Mapping]

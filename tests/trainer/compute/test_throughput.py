@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import trainer
-from trainer.throughput import Pace, peak_flops, peak_memory, peak_of
+from trainer.compute.throughput import Pace, peak_flops, peak_memory, peak_of
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_mfu_is_the_models_flops_over_the_peak() -> None:
 
 def test_memory_is_the_most_that_the_process_itself_has_held() -> None:
     program = (
-        "import torch; from trainer.throughput import peak_memory as peak\n"
+        "import torch; from trainer.compute.throughput import peak_memory as peak\n"
         "cpu = torch.device('cpu'); before = peak(cpu)\n"
         "block = torch.ones(50_000_000); del block\n"
         "print(before, peak(cpu))"

@@ -18,7 +18,7 @@ from typing import Any
 
 import trainer
 from rundir import OptsweepError, Run
-from trainer import checkpoint
+from trainer.checkpoints import files, list_checkpoints
 
 RANK = int(os.environ["RANK"])
 
@@ -71,7 +71,7 @@ def dying_in(owner: Any, name: str, is_time: Callable[..., bool], *, after: bool
 def dies_as_it_writes(piece: int) -> None:
     """Be killed before the ``piece``-th write of a checkpoint."""
     writes = iter(range(piece))
-    dying_in(checkpoint._HashedFile, "write", lambda *_: next(writes, None) is None)
+    dying_in(files._HashedFile, "write", lambda *_: next(writes, None) is None)
 
 
 DEATHS: dict[str, Callable[[], None]] = {
@@ -118,7 +118,7 @@ def carry_out(order: dict[str, Any], said: Path) -> str:
 
 def forget(order: dict[str, Any]) -> None:
     """Drop the checkpoints after the step that the order goes on from."""
-    for step, path in checkpoint.list_checkpoints(Path(order["path"]) / "checkpoints"):
+    for step, path in list_checkpoints(Path(order["path"]) / "checkpoints"):
         if order["forget"] is not None and step > order["forget"]:
             path.unlink()
             path.with_name(f"{path.name}.sha256").unlink()
