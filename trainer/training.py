@@ -195,7 +195,8 @@ class Training:
 
     def _backward(self, batch: Batch, micro_batches: int) -> torch.Tensor:
         """Add the gradient of a micro-batch's part in the step's loss; return that part."""
-        if self._rows is not None and self._rows.fits(len(batch[0])):
+        scaled = self.precision.scaler is not None
+        if self._rows is not None and not scaled and self._rows.fits(len(batch[0])):
             loss_of = partial(self._loss, self._training_forward)
             return self._rows.backward(loss_of, batch, micro_batches)
         part = self._loss(self._training_forward, batch) / micro_batches
