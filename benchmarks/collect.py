@@ -4,7 +4,8 @@ The runs have the files that Hydra and the trainer leave, with the real default 
 is a command of its own, its interpreter's start included. The peer reads every tenth run the
 way a notebook does: OmegaConf.load of Hydra's three files (only hydra.yaml tells sweep and number),
 json.loads line by line, a frame a run, and pandas.concat. Its time a run is compared with that of
-the first collect; what it is without hydra.yaml is told too.
+the first collect; what it is without hydra.yaml is told too. Processor times stand beside: others
+on the machine change them less.
 
     python benchmarks/collect.py [--runs 10000] [--steps 200]
 """
@@ -17,6 +18,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ if __name__ == "__main__":  # not in the processes that collect spawns
     except SystemExit as end:
         code = end.code
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    used = [resource.getrusage(kind) for kind in kinds]
     sys.stdout.flush()
-    print(max(resource.getrusage(kind).ru_maxrss for kind in kinds), file=sys.stderr)
+    spent = sum(one.ru_utime + one.ru_stime for one in used)
+    print(max(one.ru_maxrss for one in used), spent, file=sys.stderr)
     sys.exit(code)
 """
-"""Runs a module or a text, and prints the kilobytes that its largest process took."""
+"""Runs a module or a text; prints its largest process's kilobytes and all its processor seconds."""
 
 
 def composed() -> tuple[dict[str, Any], str]:
@@ -138,8 +142,20 @@ def metrics(index: int, first: int, last: int) -> str:
     )
 
 
-def command(place: Path, *arguments: str) -> tuple[float, float, str]:
-    """Return a command's wall-clock seconds, its largest process in megabytes, what it printed."""
+@dataclass(frozen=True)
+class Cost:
+    """What a command took."""
+
+    seconds: float
+    """By the clock on the wall."""
+    processor_s: float
+    """Of all its processes, but for the start of the first interpreter."""
+    peak_mb: float
+    """Memory of its largest process."""
+
+
+def command(place: Path, *arguments: str) -> tuple[Cost, str]:
+    """Run a command; return what it took and what it printed."""
     script = place / "measured.py"
     script.write_text(MEASURED)
     began = time.perf_counter()
@@ -154,28 +170,28 @@ def command(place: Path, *arguments: str) -> tuple[float, float, str]:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
-    printed, peak = done.stdout + done.stderr, done.stderr.splitlines()[-1]
-    return seconds, int(peak) / 1024, printed
+    peak, spent = done.stderr.splitlines()[-1].split()
+    return Cost(seconds, float(spent), int(peak) / 1024), done.stdout + done.stderr
 
 
-def collect(place: Path, said: str) -> tuple[float, float]:
-    """Collect; return seconds and megabytes, after making sure of what the summary says."""
-    seconds, peak, printed = command(place, *COLLECT)
+def collect(place: Path, said: str) -> Cost:
+    """Collect; return what it took, after making sure of what the summary says."""
+    cost, printed = command(place, *COLLECT)
     if said not in printed:
         raise SystemExit(f"collect was to say {said!r}; it said:\n{printed}")
-    return seconds, peak
+    return cost
 
 
-def naive(place: Path, count: int) -> tuple[float, float]:
+def naive(place: Path, count: int) -> tuple[float, float, float]:
     """Return the seconds a run that the notebook's way takes, from every tenth run.
 
-    The second number is that without hydra.yaml.
+    The second number is that without hydra.yaml, the third the first's processor time.
     """
     import pandas as pd
     from omegaconf import OmegaConf
 
     directories = [place / RUNS / f"seed-{index}" for index in range(0, count, 10)]
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     rows, frames, spent = [], [], 0.0
     for directory in directories:
         config = OmegaConf.load(directory / ".hydra/config.yaml")
@@ -191,10 +207,11 @@ def naive(place: Path, count: int) -> tuple[float, float]:
             frame = pd.DataFrame([json.loads(line) for line in file])
         frames.append(frame.assign(run=directory.name))
     table, curves = pd.concat(rows), pd.concat(frames)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     if len(table) != len(directories) or curves["loss"].isna().any():
         raise SystemExit("the notebook's way has lost something")
-    return seconds / len(directories), (seconds - spent) / len(directories)
+    runs = len(directories)
+    return seconds / runs, (seconds - spent) / runs, cpu / runs
 
 
 def main() -> int:
@@ -207,27 +224,35 @@ def main() -> int:
     report = Report("collect")
     with workplace() as place:
         size = write_runs(place, count, steps)
-        full, peak = collect(place, f"{count} new, 0 changed, 0 unchanged")
+        first = collect(place, f"{count} new, 0 changed, 0 unchanged")
+        full = first.seconds
         told = f"{count:,} runs × {steps} steps × 6 metrics, {size / 1e6:.0f} MB, start included"
         report.add("collect_s", full, told, most=FULL_S)
-        report.add("collect_largest_process_mb", peak, "memory of the largest of its processes")
-        peer, shorter = naive(place, count)
+        report.add("collect_processor_s", first.processor_s, "processor time of its processes")
+        peak = "memory of the largest of its processes"
+        report.add("collect_largest_process_mb", first.peak_mb, peak)
+        peer, shorter, peer_cpu = naive(place, count)
         report.add("peer_naive_ms", peer * 1e3, "peer: a run by OmegaConf, json and pandas")
+        report.add("peer_naive_processor_ms", peer_cpu * 1e3, "its processor time")
         report.add("naive_ratio", peer / (full / count), "peer / collect, a run", least=RATIO)
         told = "the same, of a notebook that leaves hydra.yaml unread"
         report.add("naive_ratio_without_hydra_yaml", shorter / (full / count), told)
-        nothing = min(collect(place, f"{count} unchanged")[0] for _ in range(REPEATS))
+        idle = [collect(place, f"{count} unchanged") for _ in range(REPEATS)]
+        nothing = min(cost.seconds for cost in idle)
         told = f"the same command again, start included; least of {REPEATS}"
         report.add("nothing_new_s", nothing, told, most=NOTHING_S)
+        least = min(cost.processor_s for cost in idle)
+        report.add("nothing_new_processor_s", least, "its processor time")
         report.add("naive_again_ratio", peer * count / nothing, "peer / that: it reads all again")
         grown = range(0, count, GROWN)
         for index in grown:
             with (place / RUNS / f"seed-{index}" / "metrics.jsonl").open("a") as file:
                 file.write(metrics(index, steps, steps + NEW_STEPS))
-        some, _ = collect(place, f"{len(grown)} changed")
+        some = collect(place, f"{len(grown)} changed")
         told = f"after {len(grown)} runs have gone on by {NEW_STEPS} steps"
-        report.add("one_percent_s", some, told)
-        loads = [command(place, "-c", LOAD)[2].split() for _ in range(REPEATS)]
+        report.add("one_percent_s", some.seconds, told)
+        report.add("one_percent_processor_s", some.processor_s, "its processor time")
+        loads = [command(place, "-c", LOAD)[1].split() for _ in range(REPEATS)]
         rows = count * steps + len(grown) * NEW_STEPS
         if any(int(load[1]) != rows for load in loads):
             raise SystemExit(f"history was to have {rows} rows; it has {loads[0][1]}")
