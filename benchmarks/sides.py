@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -152,8 +151,12 @@ def _precision(device: str) -> Any:
 
 
 def _resident() -> int:
-    """Return the bytes that this process has had in memory at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the bytes that this process has had in memory at most; 0 where nobody says."""
+    import torch
+
+    from trainer.compute.throughput import peak_memory
+
+    return peak_memory(torch.device("cpu")) or 0
 
 
 @contextmanager

@@ -268,7 +268,7 @@ def test_a_run_whose_node_lives_on_although_slurm_has_given_it_up_goes_on_once(
         lab.run("scontrol", "update", "NodeName=n2", "State=RESUME")
         end_daemon()
         lab.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
-        (run,) = wait_until(login, completed)
+        (run,) = wait_until(login, completed, 180)
         again = login.cwd / "multirun/s/.sweep/claims/0.2"
         first = [r["t"] for r in records(login, run) if r["attempt"] == 1]
         assert len(first) < 250

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from trainer import DatasetConfig, GPTConfig, HuggingFaceConfig, LoggingParams, TrainingParams
+from trainer.config.logging import TensorboardParams, WandbParams
 from trainer.presets import SIZES
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -23,6 +24,10 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
 PRESETS = [(group, path.stem) for group in KINDS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
+LOGGERS: dict[str, type[Any]] = {"wandb": WandbParams, "tensorboard": TensorboardParams}
+"""Presets of logging that add one group of keys to those of its default."""
+
+
 def preset(group: str, name: str) -> dict[str, Any]:
     values = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())[KINDS[group][0]]
     assert isinstance(values, dict)
@@ -33,7 +38,17 @@ def preset(group: str, name: str) -> dict[str, Any]:
 def test_a_preset_lists_every_key_so_that_each_can_be_overridden(group: str, name: str) -> None:
     values = preset(group, name)
     kind = HuggingFaceConfig if "architecture" in values else KINDS[group][1]
-    assert set(values) == {field.name for field in fields(kind)}
+    if group == "logging" and name in LOGGERS:
+        assert list(values) == [name]
+        values, kind = values[name], LOGGERS[name]
+    legal = {field.name for field in fields(kind)}
+    assert set(values) == legal - set(LOGGERS if group == "logging" else ())
+
+
+def test_every_logger_has_a_preset() -> None:
+    optional = {f.name for f in fields(LoggingParams) if "Params" in str(f.type)}
+    assert optional == set(LOGGERS)
+    assert optional < {path.stem for path in (CONF / "logging").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", [name for group, name in PRESETS if group == "model"])
