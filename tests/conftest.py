@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 TOY = ("task=toy.run", "check=toy.check", "training.training_params.max_steps=3")
 """Overrides that replace the trainer by tests/sweeps/toy.py."""
+
+INSTALLED = {"slurm", "browser", "corpus"}
+"""Rooms of tests for which `make test` installs what they need; in CI a skip there is a failure."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    room = item.path.parent.name
+    if report.skipped and room in INSTALLED and os.environ.get("CI"):
+        report.outcome = "failed"
+        report.longrepr = f"a test of tests/{room} may not be skipped in CI: {report.longrepr}"
+    return report
 
 
 @dataclass

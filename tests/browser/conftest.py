@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,17 +26,6 @@ from analysis.report import write_report
 PATIENCE = 30_000
 """Milliseconds for what takes a tenth of a second on an idle machine."""
 INSTALL = Path(__file__).with_name("install.sh")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.skipped and os.environ.get("CI"):
-        report.outcome = "failed"
-        report.longrepr = f"a browser test may not be skipped in CI: {report.longrepr}"
-    return report
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,17 +172,6 @@ def slurm_preempting(request: pytest.FixtureRequest) -> Iterator[Lab]:
     )
     with start_lab(accounting=False, node_count=1, EXTRA=more) as lab:
         yield lab
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.skipped and os.environ.get("CI"):
-        report.outcome = "failed"
-        report.longrepr = f"a SLURM test may not be skipped in CI: {report.longrepr}"
-    return report
 
 
 @contextmanager
