@@ -96,20 +96,26 @@ def _of_stream(
         column = mine.column(name)
         if name in columns or name == "stream" or column.null_count == len(column):
             continue
-        if column.type == pa.float64() and not _is_double(column, streams):
+        alone = _values(table.column(name)) == _values(column)
+        if column.type == pa.float64() and not _is_double(column, alone=alone):
             return None
         columns[name] = column
     kinds = {name: KEYS.get(name) or _KINDS[column.type] for name, column in columns.items()}
     return pa.table(columns), kinds
 
 
-def _is_double(column: pa.ChunkedArray, streams: int) -> bool:
+def _values(column: pa.ChunkedArray) -> int:
+    count: int = len(column) - column.null_count
+    return count
+
+
+def _is_double(column: pa.ChunkedArray, *, alone: bool) -> bool:
     """Say whether the numbers were written as such doubles, as far as can be told.
 
-    Of several streams, one may hold integers that the others made doubles of.
+    Where a stream is not alone with a column, it may hold integers that others made doubles of.
     """
     values = column.drop_null().to_numpy()
     large = abs(values) >= _EXACT
     if large.any() and (abs(values[large]) != float("inf")).any():
         return False
-    return streams == 1 or bool((values != values.round()).any())
+    return alone or bool((values != values.round()).any())

@@ -172,6 +172,7 @@ def test_arrow_says_what_python_says_or_leaves_it_to_python(records: list[dict[s
 
 def test_what_the_trainer_logs_takes_the_quick_way() -> None:
     record = {"stream": "train", "step": 1, "t": 1.5, "attempt": 1, "loss": math.nan, "tokens": 9}
+    record |= {"lr": 1.0}  # a double that is whole, and in this stream alone
     other = {"stream": "val", "step": 1, "t": 2.5, "attempt": 1, "loss": 0.5}
     lines = (json.dumps(record) + "\n" + json.dumps(other) + "\n").encode()
     tables = plain_tables(lines)
