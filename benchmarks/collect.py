@@ -29,6 +29,8 @@ REPEATS = 5
 GROWN = 100
 """Every so many-th run goes on before the third collect."""
 NEW_STEPS = 20
+VALIDATION = 20
+"""Steps from one validation to the next."""
 
 COLLECT = ("-m", "analysis", "collect")
 LOAD = """
@@ -120,26 +122,26 @@ def _record(index: int, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def metrics(index: int, first: int, last: int) -> str:
-    """Return lines of six metrics, with as many digits as real ones have."""
+    """Return lines of six metrics, with as many digits as real ones have, and validations between.
+
+    The learning rate is a whole double, as a constant one can be.
+    """
     draw = random.Random(index * 1000 + first).random  # noqa: S311 - no secret
-    return "".join(
-        json.dumps(
-            {
-                "stream": "train",
-                "step": step,
-                "t": 1e9 + step * draw(),
-                "attempt": 1,
-                "loss": 3 + draw(),
-                "lr": draw() * 1e-3,
-                "grad_norm": draw(),
-                "tokens": step * 4096,
-                "step_time": draw(),
-                "tokens_per_second": 1e5 * draw(),
-            }
-        )
-        + "\n"
-        for step in range(first + 1, last + 1)
-    )
+    lines = []
+    for step in range(first + 1, last + 1):
+        key = {"step": step, "t": 1e9 + step * draw(), "attempt": 1}
+        figures = {
+            "loss": 3 + draw(),
+            "lr": 1.0,
+            "grad_norm": draw(),
+            "tokens": step * 4096,
+            "step_time": draw(),
+            "tokens_per_second": 1e5 * draw(),
+        }
+        lines.append({"stream": "train", **key, **figures})
+        if step % VALIDATION == 0:
+            lines.append({"stream": "val", **key, "loss": 3 + draw()})
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 @dataclass(frozen=True)
