@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import trainer
 from rundir import Diverged, OptsweepError, Preempted, Run, State, UserError, read_status
@@ -114,6 +117,28 @@ def test_a_run_ends_completed_with_its_last_figures(tiny: Mapping, tmp_path: Pat
     assert (status.state, status.step, status.total_steps) == (State.COMPLETED, 12, 12)
     assert status.figures is not None
     assert status.figures["loss"] == losses["train", 12]
+
+
+def test_a_model_goes_with_its_run(
+    tiny: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only once Python looks for cycles, which knows nothing of a GPU's memory."""
+    built: list[weakref.ref[training.Training]] = []
+    models: list[weakref.ref[torch.nn.Module]] = []
+    start = training.Training.__init__
+
+    def noted(self: training.Training, *arguments: Any) -> None:
+        start(self, *arguments)
+        built.append(weakref.ref(self))
+        models.append(weakref.ref(self.model))
+
+    monkeypatch.setattr(training.Training, "__init__", noted)
+    gc.disable()
+    try:
+        trained(tiny, tmp_path)
+        assert [found() for found in (*built, *models)] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

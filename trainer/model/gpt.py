@@ -158,7 +158,8 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self._draw_weights()
-        self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self._loss_of
+        # No method of its own, which would keep the model from being freed with its last reader.
+        self._loss: Callable[..., torch.Tensor] = _loss_of
 
     def compile_parts(self) -> None:
         """Compile the block, once for all of its copies, and the loss; what joins them stays.
@@ -167,7 +168,7 @@ class GPT(nn.Module):
         """
         for block in self.blocks:
             block.compile()
-        self._loss = torch.compile(self._loss_of)
+        self._loss = torch.compile(_loss_of)
 
     def _draw_weights(self) -> None:
         """Draw from normal distributions; under muP as Table 3 of arXiv 2203.03466 says."""
@@ -204,17 +205,17 @@ class GPT(nn.Module):
         if self._logit_scale != 1.0:
             x_BTD = x_BTD * self._logit_scale
         if targets_BT is not None:
-            return self._loss(x_BTD, targets_BT)
+            return self._loss(x_BTD, self.lm_head.weight, targets_BT)
         logits_BTV: torch.Tensor = self.lm_head(x_BTD)
         return logits_BTV
 
-    def _loss_of(self, x_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross entropy of the head's logits."""
-        head = self.lm_head.weight
-        rows = missing_rows(head)
-        logits_BTV = functional.linear(x_BTD, _with_rows(head, rows) if rows else head)
-        logits_BTV = logits_BTV[..., : len(head)].float()
-        return functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+
+def _loss_of(x_BTD: torch.Tensor, head_VD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy of the head's logits."""
+    rows = missing_rows(head_VD)
+    logits_BTV = functional.linear(x_BTD, _with_rows(head_VD, rows) if rows else head_VD)
+    logits_BTV = logits_BTV[..., : len(head_VD)].float()
+    return functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
 
 def _checkpointed(block: nn.Module, x_BTD: torch.Tensor) -> torch.Tensor:
