@@ -63,6 +63,8 @@ def peak_of(name: str) -> float | None:
 def forget_peak_memory(device: torch.device) -> None:
     """Count from what CUDA has allocated now; a process may have trained before."""
     if device.type == "cuda":
+        # The allocator's figures ask for it, and do not do it.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 
