@@ -10,6 +10,7 @@ import torch
 
 from rundir import Diverged, Preempted, Run
 from trainer.checkpoints import Keeper
+from trainer.compute.determinism import be_deterministic
 from trainer.compute.profiling import Stepper, profiling
 from trainer.compute.throughput import Pace, forget_peak_memory, peak_flops, peak_memory
 from trainer.config import TrainConfig
@@ -34,6 +35,7 @@ def train(config: TrainConfig, run: Run) -> None:
     """
     torch.set_num_threads(run.threads)
     config.check_ranks(run.world_size)
+    be_deterministic(config.training.deterministic)
     with joined(run, config.device) as ranks:
         forget_peak_memory(ranks.device)
         training = Training(config, ranks)

@@ -13,7 +13,6 @@ from torch import nn
 
 from rundir.errors import IllegalValue
 from trainer.compute.compilation import can_compile, compiled
-from trainer.compute.determinism import be_deterministic
 from trainer.compute.precision import Precision
 from trainer.compute.rows import row_threads
 from trainer.config import TrainConfig
@@ -70,7 +69,6 @@ class Training:
         """
         device = ranks.device
         self.config, self.ranks, self.device = config, ranks, device
-        be_deterministic(config.training.deterministic)
         torch.manual_seed(config.seed)
         corpus = load_corpus(config.data)
         self.train_tokens, self._validation = len(corpus.train), corpus.validation

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import trainer
-from rundir import Run
+from rundir import Run, UserError
 from rundir.files import METRICS_FILE, iter_metrics
 
 pytestmark = pytest.mark.usefixtures("cuda")
@@ -16,9 +20,16 @@ pytestmark = pytest.mark.usefixtures("cuda")
 SIZE = {"n_embd": 128, "n_layer": 2, "n_head": 4, "vocab_size": 256}
 
 
-def records(path: Path, **params: Any) -> list[dict[str, Any]]:
-    """Train forty steps and return the records of the training loss."""
-    config = {
+PROGRAM = """
+import json, sys, trainer
+from rundir import Run
+with Run(sys.argv[1], threads=4) as run:
+    trainer.run(json.loads(sys.argv[2]), run)
+"""
+
+
+def config_of(**params: Any) -> dict[str, Any]:
+    return {
         "model": {"name": "probe", "config": SIZE},
         "data": {"dataset": {"name": "shakespeare"}},
         "training": {
@@ -35,9 +46,32 @@ def records(path: Path, **params: Any) -> list[dict[str, Any]]:
         "logging": {"logging_params": {"log_step": 1}},
         "device": "cuda",
     }
-    with Run(path, threads=4) as run:
-        trainer.run(config, run)
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
     return [record for record in iter_metrics(path / METRICS_FILE) if record["stream"] == "train"]
+
+
+def records(path: Path, **params: Any) -> list[dict[str, Any]]:
+    """Train forty steps and return the records of the training loss."""
+    with Run(path, threads=4) as run:
+        trainer.run(config_of(**params), run)
+    return recorded(path)
+
+
+def records_of_a_process(path: Path, **params: Any) -> list[dict[str, Any]]:
+    """As :func:`records`, by a process that has not touched the device before."""
+    env = {key: each for key, each in os.environ.items() if key != "CUBLAS_WORKSPACE_CONFIG"}
+    root = str(Path(trainer.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path), json.dumps(config_of(**params))],
+        env={**env, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return recorded(path)
 
 
 def losses(found: list[dict[str, Any]]) -> list[float]:
@@ -53,9 +87,20 @@ def test_half_precisions_learn_as_float32_does(tmp_path: Path) -> None:
     assert single[-1]["loss"] < 0.8 * single[0]["loss"]
 
 
+def test_a_process_that_has_not_touched_the_device_trains_on_it(tmp_path: Path) -> None:
+    found = records_of_a_process(tmp_path, max_steps=2)
+    assert found[-1]["memory"] > 10e6
+
+
 def test_deterministic_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
-    first, second = (records(tmp_path / name, deterministic=True) for name in "ab")
+    first, second = (records_of_a_process(tmp_path / name, deterministic=True) for name in "ab")
     assert losses(first) == losses(second)
+
+
+def test_deterministic_too_late_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(UserError, match="this process has used CUDA already"):
+        records(tmp_path, deterministic=True)
 
 
 def test_memory_and_mfu_are_those_of_the_device(tmp_path: Path) -> None:
@@ -83,6 +128,7 @@ def test_the_trace_holds_kernels(tmp_path: Path) -> None:
     assert '"cat": "kernel"' in (tmp_path / "profile" / "trace.json").read_text()
 
 
+@pytest.mark.filterwarnings("ignore")  # what torch's compiler warns of is its own
 def test_a_compiled_model_learns_the_same(tmp_path: Path) -> None:
     eager = records(tmp_path / "a", mixed_precision="float32")
     compiled = records(tmp_path / "b", mixed_precision="float32", compile=True)
