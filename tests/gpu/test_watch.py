@@ -28,6 +28,8 @@ def waits() -> Iterator[list[warnings.WarningMessage]]:
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # Said once a process, and no wait.
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield caught
