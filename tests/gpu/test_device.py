@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.kernels.backend import launch_fault
+
 
 def test_a_wait_for_the_device_is_an_error_within_no_sync_only(cuda, no_sync) -> None:
     value = torch.ones(3, device=cuda)
@@ -14,3 +16,8 @@ def test_a_wait_for_the_device_is_an_error_within_no_sync_only(cuda, no_sync) ->
             doubled.sum().item()
     assert doubled.sum().item() == 6
     assert torch.cuda.get_sync_debug_mode() == 0
+
+
+@pytest.mark.usefixtures("cuda")
+def test_triton_can_launch_here() -> None:
+    assert launch_fault() is None

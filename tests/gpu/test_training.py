@@ -59,13 +59,20 @@ def records(path: Path, **params: Any) -> list[dict[str, Any]]:
     return recorded(path)
 
 
-def records_of_a_process(path: Path, **params: Any) -> list[dict[str, Any]]:
+def records_of_a_process(
+    path: Path, *, optimizer: str = "adamw", compiler: bool = True, **params: Any
+) -> list[dict[str, Any]]:
     """As :func:`records`, by a process that has not touched the device before."""
-    env = {key: each for key, each in os.environ.items() if key != "CUBLAS_WORKSPACE_CONFIG"}
-    root = str(Path(trainer.__file__).parents[1])
+    absent = {"CUBLAS_WORKSPACE_CONFIG"} | (set() if compiler else {"CC"})
+    env = {key: each for key, each in os.environ.items() if key not in absent}
+    if not compiler:
+        env["PATH"] = str(path)  # without one, /usr/bin is looked through
+    config = config_of(**params)
+    config["optimizer"]["optimizer_params"]["name"] = optimizer
+    path_of_ours = (str(Path(trainer.__file__).parents[1]), env.get("PYTHONPATH", ""))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path), json.dumps(config_of(**params))],
-        env={**env, "PYTHONPATH": root},
+        [sys.executable, "-c", PROGRAM, str(path), json.dumps(config)],
+        env={**env, "PYTHONPATH": os.pathsep.join(path_of_ours)},
         capture_output=True,
         text=True,
         check=False,
@@ -90,6 +97,12 @@ def test_half_precisions_learn_as_float32_does(tmp_path: Path) -> None:
 def test_a_process_that_has_not_touched_the_device_trains_on_it(tmp_path: Path) -> None:
     found = records_of_a_process(tmp_path, max_steps=2)
     assert found[-1]["memory"] > 10e6
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "soap"])
+def test_a_machine_without_a_compiler_trains_by_torch(tmp_path: Path, optimizer: str) -> None:
+    found = records_of_a_process(tmp_path, optimizer=optimizer, compiler=False, max_steps=3)
+    assert len(found) == 3
 
 
 def test_deterministic_runs_are_equal_to_the_bit(tmp_path: Path) -> None:

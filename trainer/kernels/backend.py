@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import shutil
 from collections.abc import Iterable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor
 
 from rundir.errors import require
 from trainer.kernels.layout import dense
+
+log = logging.getLogger(__name__)
 
 Backend = Literal["torch", "triton"]
 
@@ -21,8 +26,8 @@ def choose_backend(
 ) -> Backend:
     """Return ``wanted``, or for ``auto`` the faster one that can work on these tensors.
 
-    Triton needs its package, dense fp32 tensors, and a CUDA device or its interpreter
-    (``TRITON_INTERPRET=1``), which ``auto`` never takes: it is there for tests.
+    Triton needs its package, dense fp32 tensors, and a CUDA device with a C compiler or its
+    interpreter (``TRITON_INTERPRET=1``), which ``auto`` never takes: it is there for tests.
 
     Raises:
         UserError: ``triton`` is wanted and cannot work.
@@ -54,4 +59,34 @@ def _obstacle(tensors: list[Tensor]) -> str | None:
         return "the kernel works on fp32 weights only"
     if not all(map(dense, tensors)):
         return "the kernel works on weights without gaps in memory only"
+    return None if interpreted else launch_fault()
+
+
+@cache
+def launch_fault() -> str | None:
+    """Say why Triton cannot launch anything on this machine's GPU; None if it can.
+
+    It comes with torch, but builds what launches its kernels by a C compiler with Python's headers.
+    Costs 2 s where a user has never launched one. What is asked once a process is said once, too.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed here; it comes with the extra optsweep[triton]"
+    fault = _toolchain_fault()
+    if fault is not None:
+        log.info("Triton's kernels: not used here, %s", fault)
+    return fault
+
+
+def _toolchain_fault() -> str | None:
+    # As Triton looks for one. It builds another launcher where a kernel takes other arguments, so
+    # that what lies in its cache proves nothing.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "it needs a C compiler, and there is no gcc, no clang, and no CC in the environment"
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_device()
+    except Exception as error:  # noqa: BLE001 - a compiler's, a linker's, a file system's
+        said = (str(error).strip().splitlines() or [""])[0]
+        return f"it cannot build what launches them: {type(error).__name__}: {said}"
     return None

@@ -6,12 +6,13 @@ Shape suffixes: R rows, N columns, S parts.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from trainer.kernels.backend import launch_fault
 
 if TYPE_CHECKING:
     from trainer.kernels.symmetric_triton import Tiling
@@ -98,6 +99,4 @@ def measured_split(rows: int, size: int) -> Split | None:
 
 @cache
 def _measured_here(device: torch.device) -> bool:
-    if importlib.util.find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) == _MEASURED_ON
+    return torch.cuda.get_device_capability(device) == _MEASURED_ON and launch_fault() is None

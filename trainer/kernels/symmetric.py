@@ -6,13 +6,12 @@ Shape suffixes: B matrices, M rows, N columns.
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from trainer.kernels.backend import launch_fault
 from trainer.kernels.panels import symmetric_panels
 
 Choice = Literal["auto", "torch", "triton"]
@@ -108,7 +107,7 @@ def _symmetric_product_torch(
 
 
 def _triton_is_faster(x_BMN: Tensor, *, has_plus: bool) -> bool:
-    if x_BMN.device.type != "cuda" or x_BMN.dtype not in _HALF or not _triton_is_installed():
+    if x_BMN.device.type != "cuda" or x_BMN.dtype not in _HALF or launch_fault() is not None:
         return False
     batch, side, _ = x_BMN.shape
     if side < _LEAST_SIDE or not (has_plus or batch >= _LEAST_BATCH or side >= _LONG_SIDE):
@@ -116,9 +115,3 @@ def _triton_is_faster(x_BMN: Tensor, *, has_plus: bool) -> bool:
     return all(
         stride == 1 or stride * x_BMN.itemsize % _ALIGNMENT == 0 for stride in x_BMN.stride()
     )
-
-
-@cache
-def _triton_is_installed() -> bool:
-    """Looking through sys.path takes the host longer than a launch."""
-    return importlib.util.find_spec("triton") is not None

@@ -12,12 +12,13 @@ solved for. Of C only the lower triangles are read.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from trainer.kernels.backend import launch_fault
 
 BLOCK = 256
 """Size up to which :func:`inverse_factor` leaves a matrix to the library: as fast on an H100 as
@@ -110,7 +111,7 @@ def _lower_blocks(x_KNN: Tensor, cut: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _suits_kernel(c_KNN: Tensor) -> bool:
-    return c_KNN.dtype == torch.float32 and importlib.util.find_spec("triton") is not None
+    return c_KNN.dtype == torch.float32 and launch_fault() is None
 
 
 def _factor(c_KNN: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 
 from rundir import UserError
 from trainer.kernels import choose_backend
+from trainer.kernels.backend import _toolchain_fault
 
 WEIGHTS = [torch.zeros(3)]
 
@@ -76,3 +78,21 @@ def test_triton_on_a_weight_with_gaps_is_one_clear_line(monkeypatch: pytest.Monk
     assert choose_backend("triton", [torch.zeros(3, 4).t()]) == "triton"
     with pytest.raises(UserError, match="the kernel works on weights without gaps in memory only"):
         choose_backend("triton", [torch.zeros(3, 4)[:, :2]])
+
+
+def test_a_machine_without_a_compiler_is_told_from_one_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Triton comes with torch; that it is installed says nothing of what it needs to launch."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _toolchain_fault() == (
+        "it needs a C compiler, and there is no gcc, no clang, and no CC in the environment"
+    )
+    monkeypatch.setenv("CC", "cc")
+    if torch.cuda.is_available():
+        pytest.skip("with a CUDA device nothing is missing then, see tests/gpu/test_device.py")
+    pytest.importorskip("triton")
+    said = _toolchain_fault()
+    assert said is not None
+    assert said.startswith("it cannot build what launches them: RuntimeError: 0 active drivers")
