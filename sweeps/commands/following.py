@@ -31,11 +31,12 @@ from typing import Any, Protocol, TypeAlias
 
 from rundir import ENDED, State, Status, UserError
 from rundir.wording import count_of
-from sweeps.follow import display, nodes, progress, runtable, states, successors
+from sweeps.follow import display, nodes, progress, runtable, successors
 from sweeps.follow.lookout import Lookout
 from sweeps.follow.progress import Pace
+from sweeps.follow.runrecords import Records
+from sweeps.follow.runstate import RunState
 from sweeps.follow.selection import directory_of, find, pick
-from sweeps.follow.states import RunState
 from sweeps.follow.successors import Successor
 from sweeps.planning.plan import Plan
 
@@ -310,7 +311,7 @@ def _copy(log: Path, lookout: Lookout | None, state: RunState, show: _Show) -> N
                 show(b"", state, is_over=True)
                 return
             time.sleep(FOLLOW_S)
-            own = states.Records(lookout.plan).status(state.run)
+            own = Records(lookout.plan).status(state.run)
             has_ended = own is not None and own.state in ENDED and own != seen
             pause = Pace().first if state.is_leaving else LOOK_S
             if has_ended or time.monotonic() - looked_at >= pause:

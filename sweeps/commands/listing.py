@@ -18,8 +18,8 @@ from sweeps.cluster import scheduler
 from sweeps.cluster.scheduler import Queue, UnknownQueue
 from sweeps.commands.following import warn
 from sweeps.follow import display, runtable, states, successors
+from sweeps.follow.runstate import RunState
 from sweeps.follow.selection import folders, read, roots
-from sweeps.follow.states import RunState
 from sweeps.follow.successors import Successor
 from sweeps.planning.plan import Plan
 from sweeps.records import ledger

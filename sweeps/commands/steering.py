@@ -27,8 +27,8 @@ from sweeps.cluster.scheduler import Queue
 from sweeps.commands.following import second_stage, warn
 from sweeps.follow import display, local, nodes, states, successors
 from sweeps.follow.lookout import Lookout
+from sweeps.follow.runstate import RunState
 from sweeps.follow.selection import find, pick
-from sweeps.follow.states import RunState
 from sweeps.follow.successors import Successor
 from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, ledger

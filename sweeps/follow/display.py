@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rundir.wording import count_of
+from sweeps.follow.runstate import RunState
 from sweeps.follow.runtable import by_reason, counts, last_lines
-from sweeps.follow.states import RunState
 from sweeps.planning.plan import Plan
 
 _LOG_WIDTH = 160

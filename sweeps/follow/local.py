@@ -14,8 +14,9 @@ from rundir.wording import count_of
 from sweeps.follow import states
 from sweeps.follow.display import err, print_tail, summary
 from sweeps.follow.progress import Pace, watch
+from sweeps.follow.runrecords import Records
+from sweeps.follow.runstate import RunState
 from sweeps.follow.runtable import by_reason
-from sweeps.follow.states import Records, RunState
 from sweeps.planning.plan import Plan
 from sweeps.records import claims, ledger
 

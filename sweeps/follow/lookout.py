@@ -11,7 +11,8 @@ from rundir.wording import count_of
 from sweeps.cluster import scheduler
 from sweeps.cluster.scheduler import Ending, UnknownQueue
 from sweeps.follow import states
-from sweeps.follow.states import Records, RunState
+from sweeps.follow.runrecords import Records
+from sweeps.follow.runstate import RunState
 from sweeps.planning.plan import Plan
 from sweeps.records import ledger
 

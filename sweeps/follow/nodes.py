@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rundir import DONE, State
-from sweeps.follow.states import RunState
+from sweeps.follow.runstate import RunState
 from sweeps.records.failures import FAILURES
 
 BLAMABLE = FAILURES | {State.TIMEOUT}

@@ -12,8 +12,8 @@ from rich.live import Live
 
 from rundir import ENDED, State, Status
 from sweeps.follow.display import err, summary
+from sweeps.follow.runstate import RunState
 from sweeps.follow.runtable import progress_line, run_table, worth_showing
-from sweeps.follow.states import RunState
 from sweeps.planning.plan import Plan
 
 LINES_EVERY_S = 10.0

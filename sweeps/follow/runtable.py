@@ -16,7 +16,7 @@ from rich.text import Text
 from rundir import DONE, ENDED, State, Status
 from rundir.files import LOG_FILE
 from rundir.wording import duration
-from sweeps.follow.states import RunState
+from sweeps.follow.runstate import RunState
 from sweeps.planning.plan import Plan
 from sweeps.records import ledger
 

@@ -16,7 +16,7 @@ from rundir.wording import count_of
 from sweeps.cluster.clusters import FIXED, Cluster
 from sweeps.define.overrides import brief
 from sweeps.follow.display import err, out
-from sweeps.follow.states import RunState
+from sweeps.follow.runstate import RunState
 from sweeps.planning.plan import Plan
 from sweeps.records.ledger import SLURM, Submission
 

@@ -10,7 +10,7 @@ from rundir import DONE, ClusterError, OptsweepError, State, UserError, read_jso
 from rundir.files import LOG_FILE, METRICS_FILE, OUTPUTS, RUN_FILE, UNSIGNED_KEYS, iter_metrics
 from sweeps.cluster import requeue, scheduler
 from sweeps.define.overrides import parse
-from sweeps.follow import display, progress, states
+from sweeps.follow import display, progress, runrecords
 from sweeps.launch.preview import DryRun
 from sweeps.planning import identity, tasks
 from sweeps.planning.composition import Composed
@@ -135,15 +135,15 @@ def _next_attempt(job: Job) -> tuple[int | None, str]:
     if held != job.signature:
         raise UserError(f"{job.directory} holds another run, {held[:6]}; choose another directory")
     claim, status = claims.latest(job.directory, CLAIM), read_status(job.directory)
-    attempts = states.attempts_of(claim, status)
-    state, reason = states.standing(claim, status, None)
+    attempts = runrecords.attempts_of(claim, status)
+    state, reason = runrecords.standing(claim, status, None)
     if state in DONE:
         return None, f"already {state}"
     if state is State.PLANNED:
         return attempts + 1, "new run"
     if claim is not None and state is State.RUNNING:
         held_in = claims.path_of(job.directory, CLAIM, claim.attempt)
-        state, reason = states.standing(claim, status, _queue(held_in, claim))
+        state, reason = runrecords.standing(claim, status, _queue(held_in, claim))
         if state is State.RUNNING:
             return None, _running(held_in, claim)
     return attempts + 1, f"resuming ({state}: {reason})"

@@ -33,7 +33,7 @@ from rundir.files import METRICS_FILE, RECORD_KEYS, RUN_FILE, SWEEP_DIR
 from sweeps.define.definition import bare, canonical
 from sweeps.define.overrides import parse
 from sweeps.follow import display, states
-from sweeps.follow.states import RunState
+from sweeps.follow.runstate import RunState
 from sweeps.planning.identity import MAX_NAME_BYTES
 from sweeps.planning.plan import Plan, PlannedRun
 

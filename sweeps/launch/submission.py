@@ -24,7 +24,7 @@ from sweeps.cluster.intents import settle_locked
 from sweeps.cluster.launchers import LocalLauncher, SlurmLauncher
 from sweeps.cluster.limits import Limits, read_limits
 from sweeps.follow import display, local, states
-from sweeps.follow.states import RunState
+from sweeps.follow.runstate import RunState
 from sweeps.launch.preview import Array, DryRun, Preview
 from sweeps.planning.composition import Composed
 from sweeps.planning.plan import Candidate, Plan

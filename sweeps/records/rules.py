@@ -21,6 +21,9 @@ RETRIABLE = (
 BY_DEFAULT = (State.PREEMPTED, State.TIMEOUT, State.NODE_FAIL)
 """Ends that are no fault of the run."""
 
+NOT_REQUEUED = "; not requeued"
+"""Begins what a worker adds to the reason of a run that does not go on by itself."""
+
 
 @dataclass(frozen=True)
 class Rules:

@@ -34,6 +34,7 @@ from sweeps.planning.plan import Plan, PlannedRun
 from sweeps.records import claims, freeze, provenance
 from sweeps.records.failures import FAILURES, Failures
 from sweeps.records.ledger import LOCAL, Note, Share, Submission
+from sweeps.records.rules import NOT_REQUEUED
 from sweeps.workers import signals, warmup
 from sweeps.workers.backlog import Backlog
 from sweeps.workers.deadline import Deadline
@@ -229,7 +230,7 @@ class Worker:
             if status is None or status.attempt != attempt.number:
                 continue
             if self.share.backend != LOCAL:
-                told = replace(status, reason=f"{status.reason}; not requeued: {why}")
+                told = replace(status, reason=f"{status.reason}{NOT_REQUEUED}: {why}")
                 self._record(attempt.run, told)
             if status.state in FAILURES:
                 self._failures.add(attempt.run.index)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rundir import ENDED, Run, State, Status
 from rundir.files import write_status
 from sweeps.cluster.scheduler import Element, Ending, Queue
-from sweeps.follow import states
+from sweeps.follow import runrecords, states
 from sweeps.follow.nodes import NodeRecord, by_node
+from sweeps.follow.runrecords import Records
 from sweeps.follow.selection import pick
-from sweeps.follow.states import Records
 from sweeps.planning.plan import Plan
 from sweeps.records import claims, ledger
 from sweeps.records.ledger import Share, Submission
@@ -396,8 +396,8 @@ def test_a_second_survey_reads_only_what_has_changed(make_sweep, monkeypatch):
     for index in range(3):
         sweep.record(index, State.COMPLETED)
     records, read = Records(sweep.plan), []
-    real = states._read_status
-    monkeypatch.setattr(states, "_read_status", lambda path: read.append(path) or real(path))
+    real = runrecords._read_status
+    monkeypatch.setattr(runrecords, "_read_status", lambda path: read.append(path) or real(path))
     states.survey(sweep.plan, records=records)
     assert len(read) == 3
     sweep.record(1, State.FAILED, attempt=2)
