@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.records.sources import name_of
+from sweeps.records.pythonpath import name_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -30,8 +30,9 @@ from sweeps.follow.successors import WAITING_FILE
 from sweeps.launch.stages import Unfinished
 from sweeps.planning.plan import SUCCESSOR_DIR
 from sweeps.records import ledger, provenance
+from sweeps.records.codefiles import walked
 from sweeps.records.freeze import CODE_DIR, content_hash, freeze, present_hash, store
-from sweeps.records.sources import Sources, walked
+from sweeps.records.sources import Sources
 
 CONFIG_DIR = "config"
 """Holds the copies of ``--config-dir``, each named by its content."""

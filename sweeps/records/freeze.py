@@ -19,8 +19,10 @@ from tempfile import mkdtemp
 
 from rundir import OptsweepError
 from rundir.files import SWEEP_DIR
+from sweeps.records.codefiles import walked
 from sweeps.records.provenance import PROJECT_ROOT
-from sweeps.records.sources import PATH_DIR, Sources, name_of, sources, walked
+from sweeps.records.pythonpath import PATH_DIR, name_of
+from sweeps.records.sources import Sources, sources
 
 CODE_DIR = "code"
 

@@ -9,8 +9,9 @@ import pytest
 
 from rundir import OptsweepError
 from sweeps.planning import tasks
-from sweeps.records import sources
+from sweeps.records import codefiles
 from sweeps.records.freeze import freeze, import_from, present_hash, verify
+from sweeps.records.pythonpath import name_of
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def test_a_task_outside_the_project_is_frozen_with_what_lies_beside_it(
     monkeypatch.syspath_prepend(place)
     home = place / "multirun" / "s" / ".sweep"
     frozen = home / "code" / freeze(home, project, ["my_package.task.run", "tracked.run"])
-    copy = frozen / ".path" / sources.name_of(place)
+    copy = frozen / ".path" / name_of(place)
     assert sorted(p.name for p in copy.rglob("*.py")) == ["beside_it.py", "task.py"]
     assert [path.name for path in copy.iterdir() if path.is_symlink()] == ["data.csv"]
     verify(frozen)
@@ -133,7 +134,7 @@ def test_of_a_task_in_a_git_tree_of_its_own_that_tree_is_frozen_without_results(
     home = project / "results" / "s" / ".sweep"
     plain = tmp_path / "plain"
     plain.mkdir()
-    place = f".path/{sources.name_of(project)}"
+    place = f".path/{name_of(project)}"
     assert copied(home, freeze(home, plain, ["untracked.run"])) == {
         f"{place}/{name}" for name in (".gitignore", "link.py", "tracked.py", "untracked.py")
     }
@@ -176,7 +177,7 @@ def test_promise_05_a_link_that_leaves_the_copied_tree_is_frozen_as_what_it_lead
 def test_a_link_to_data_or_results_stays_a_link_and_one_to_too_much_code_is_told(
     project, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sources, "MAX_FILES", 2)
+    monkeypatch.setattr(codefiles, "MAX_FILES", 2)
     for name in ("data", "code", "run"):
         (tmp_path / name).mkdir()
     for i in range(3):
@@ -205,7 +206,7 @@ def test_promise_05_what_can_be_imported_from_elsewhere_on_the_path_is_frozen(
     (place / "tracked.py").write_text("the project's is found first")
     os.symlink(project / "ignored.py", place / "linked.py")
     monkeypatch.syspath_prepend(place)
-    prefix = f".path/{sources.name_of(place)}/"
+    prefix = f".path/{name_of(place)}/"
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
     found = {
         file.removeprefix(prefix)
@@ -229,11 +230,11 @@ def test_a_directory_of_the_path_that_is_too_large_is_told_and_the_task_there_fr
     (place / "more").mkdir()
     (place / "more" / "x.py").write_text("")
     monkeypatch.syspath_prepend(place)
-    monkeypatch.setattr(sources, limit, 2)
+    monkeypatch.setattr(codefiles, limit, 2)
     told = []
     name = freeze(tmp_path / "home", project, ["package.task.run"], tell=told.append)
     assert {f for f in copied(tmp_path / "home", name) if f.startswith(".path")} == {
-        f".path/{sources.name_of(place)}/{file}"
+        f".path/{name_of(place)}/{file}"
         for file in ("package/task.py", "beside.py", "third.py", "more")
     }
     assert len(told) == 1
@@ -249,12 +250,12 @@ def test_a_package_with_a_large_file_stays_whole_where_it_is_and_is_told(
     (place / "package" / "__init__.py").write_text("")
     (place / "other.py").write_text("")
     (place / large).write_text("too large")
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(codefiles, "MAX_FILE_BYTES", 8)
     monkeypatch.syspath_prepend(place)
     told = []
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, tell=told.append)
     verify(frozen)
-    copy = frozen / ".path" / sources.name_of(place)
+    copy = frozen / ".path" / name_of(place)
     assert os.readlink(copy / "package") == str(place / "package")
     assert not (copy / "other.py").is_symlink()
     assert told == [f"{place / 'package'} is not frozen: {large} is over 20 MB"]
@@ -269,12 +270,12 @@ def test_a_large_file_of_the_project_or_of_a_tasks_package_is_a_link_in_the_copy
     (place / "package" / "task.py").write_text("")
     for file in (project / "model.bin", place / "package" / "model.bin", project / "lib.so"):
         file.write_text("too large")
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(codefiles, "MAX_FILE_BYTES", 8)
     monkeypatch.syspath_prepend(place)
     told = []
     name = freeze(tmp_path / "home", project, ["package.task.run"], tell=told.append)
     frozen = tmp_path / "home" / "code" / name
-    package = frozen / ".path" / sources.name_of(place) / "package"
+    package = frozen / ".path" / name_of(place) / "package"
     assert os.readlink(frozen / "model.bin") == str(project / "model.bin")
     assert os.readlink(package / "model.bin") == str(place / "package" / "model.bin")
     assert not (package / "task.py").is_symlink()
@@ -290,7 +291,7 @@ def test_a_link_to_a_directory_with_a_large_file_stays_a_link_and_its_code_is_to
     (shards / "prepare.py").write_text("")
     (shards / "train.bin").write_text("too large")
     os.symlink("../shards" if is_relative else shards, project / "data")
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(codefiles, "MAX_FILE_BYTES", 8)
     told = []
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project, tell=told.append)
     assert (frozen / "data").is_symlink()
@@ -312,7 +313,7 @@ def test_what_lies_beside_code_is_reached_from_its_copy(project, tmp_path, monke
     monkeypatch.syspath_prepend(place)
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
     verify(frozen)
-    copy = frozen / ".path" / sources.name_of(place)
+    copy = frozen / ".path" / name_of(place)
     for file in ("vocab.json", "assets/x.txt", "namespace/some-data/x.txt"):
         assert (copy / file).read_text() == file
     assert not (copy / "multirun").exists()
@@ -358,11 +359,11 @@ def test_what_cannot_be_read_outside_the_project_is_told_and_stays_where_it_is(
     denied = f"{tmp_path / name}: Permission denied"
     left, said = {
         "secret.py": (
-            f".path/{sources.name_of(place)}/package/secret.py",
+            f".path/{name_of(place)}/package/secret.py",
             f"{place / 'package' / 'secret.py'} is not frozen: Permission denied",
         ),
         "closed": (
-            f".path/{sources.name_of(place)}/package/closed",
+            f".path/{name_of(place)}/package/closed",
             f"{place / 'package' / 'closed'} is not frozen: Permission denied",
         ),
         "lib": (
@@ -410,11 +411,11 @@ def test_the_limits_are_of_all_that_is_frozen_beside_the_project(project, tmp_pa
     os.symlink(tmp_path / "linked", project / "link")
     monkeypatch.syspath_prepend(tmp_path / "second")
     monkeypatch.syspath_prepend(tmp_path / "first")
-    monkeypatch.setattr(sources, "MAX_FILES", 4)
+    monkeypatch.setattr(codefiles, "MAX_FILES", 4)
     told = []
     name = freeze(tmp_path / "home", project, tell=told.append)
     tops = {file.rpartition("/")[0] for file in copied(tmp_path / "home", name)}
-    assert tops == {"", "link", f".path/{sources.name_of(tmp_path / 'first')}"}
+    assert tops == {"", "link", f".path/{name_of(tmp_path / 'first')}"}
     assert len(told) == 1
     assert told[0].startswith(f"{tmp_path / 'second'} is on Python's path; ")
     assert told[0].endswith(" is not frozen: over 4 files with what is frozen already")
@@ -425,7 +426,7 @@ def test_a_link_to_many_directories_is_not_looked_through(project, tmp_path, mon
         (tmp_path / "many" / str(number)).mkdir(parents=True)
     (tmp_path / "many" / "0" / "data.txt").write_text("")
     os.symlink(tmp_path / "many", project / "link")
-    monkeypatch.setattr(sources, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(codefiles, "MAX_ENTRIES", 3)
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
     assert (frozen / "link").is_symlink()
 
@@ -440,7 +441,7 @@ def test_copies_come_ahead_of_what_they_were_copied_from(project, tmp_path, monk
     frozen = tmp_path / "home" / "code" / freeze(tmp_path / "home", project)
     monkeypatch.setattr(sys, "path", [str(frozen), *map(str, (first, second)), *before])
     import_from(frozen)
-    copies = [str(frozen / ".path" / sources.name_of(p)) for p in (first, second, launched_from)]
+    copies = [str(frozen / ".path" / name_of(p)) for p in (first, second, launched_from)]
     expected = [str(frozen), copies[0], str(first), copies[1], str(second), *before, copies[2]]
     assert sys.path == expected
 
@@ -477,7 +478,10 @@ def test_a_copy_comes_ahead_of_an_original_that_a_link_leads_to_on_the_node(
     (tmp_path / "link").symlink_to(place)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "link"), *before])
     import_from(frozen)
-    assert sys.path[:2] == [str(frozen / ".path" / sources.name_of(place)), str(tmp_path / "link")]
+    assert sys.path[:2] == [
+        str(frozen / ".path" / name_of(place)),
+        str(tmp_path / "link"),
+    ]
 
 
 def test_a_file_name_that_is_no_utf8_is_frozen_as_any_other(project, tmp_path):
