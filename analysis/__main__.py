@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from analysis import MEASURE
-from analysis.forgone import forgo_pandas
+from analysis.collecting.forgone import forgo_pandas
 from rundir import exit_code_of
 
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from analysis import MEASURE, manifest, tables
+from analysis import MEASURE, tables
 from analysis.conditions import holds
 from analysis.outcomes import measured
-from analysis.problems import clip
+from analysis.parquet import manifest
+from analysis.parquet.problems import clip
 from analysis.settings import Settings, settings_of
 from rundir.files import ENDED, State
 from rundir.wording import count_of, duration

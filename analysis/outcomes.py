@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.collecting.summary import higher_is_better
 from analysis.lookup import find_column
 from analysis.settings import Settings, settings_of
-from analysis.summary import higher_is_better
 from analysis.tables import floats, history, load_runs, with_settings
 from rundir.errors import UserError
 

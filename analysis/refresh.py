@@ -9,7 +9,8 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from analysis import collector, manifest
+from analysis.collecting import collector
+from analysis.parquet import manifest
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +31,7 @@ def collect(options: argparse.Namespace) -> None:
     _say(f"{options.store}: {summary}")
     if not summary.problems:
         return
-    from analysis.store import read_problems
+    from analysis.parquet.parts import read_problems
 
     rows = read_problems(options.store).slice(0, _PROBLEMS_SHOWN).to_pylist()
     for row in rows:

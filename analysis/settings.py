@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from analysis.runrecord import FIXED
+from analysis.collecting.runrecord import FIXED
 from rundir.files import UNSIGNED_KEYS
 
 _NOT_COMPARED = UNSIGNED_KEYS | {"hydra", "defaults", "debug"}

@@ -16,14 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis import manifest as manifests
-from analysis.columns import KEYS, settled_types
+from analysis.collecting.runrecord import leaves
+from analysis.collecting.summary import higher_is_better
 from analysis.lookup import find_column, find_run, resolve_sweep
-from analysis.manifest import RUNS
-from analysis.runrecord import leaves
+from analysis.parquet import manifest as manifests
+from analysis.parquet.columns import KEYS, settled_types
+from analysis.parquet.manifest import RUNS
+from analysis.parquet.parts import history_table, read_table
 from analysis.settings import CONFIG, Settings, settings_of
-from analysis.store import history_table, read_table
-from analysis.summary import higher_is_better
 from rundir.errors import UserError, unknown
 
 REPLICATE = ("seed", "replicate")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.collecting.summary import higher_is_better
+from analysis.plots.style import UNITS
 from analysis.report.embedding import DIGITS, plain
 from analysis.sensitivity import rateless
 from analysis.settings import Settings
-from analysis.style import UNITS
-from analysis.summary import higher_is_better
 
 RESULTS = ("final.val.loss", "best.val.loss", "final.train.loss")
 """Shown unless the reader hides them, where the runs have them."""

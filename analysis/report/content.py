@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis.parquet.parts import read_problems
 from analysis.report.columns import columns_of
 from analysis.report.configs import configs_of, provenance_of
 from analysis.report.curves import Curves
@@ -24,7 +25,6 @@ from analysis.report.evidence import (
 from analysis.rerun import command_of
 from analysis.sensitivity import rateless
 from analysis.settings import Settings, settings_of
-from analysis.store import read_problems
 from analysis.tables import load_runs
 
 MOST_PROBLEMS = 500

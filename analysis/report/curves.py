@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from analysis import manifest as manifests
-from analysis.columns import KEYS
-from analysis.manifest import RUNS
+from analysis.parquet import manifest as manifests
+from analysis.parquet.columns import KEYS
+from analysis.parquet.manifest import RUNS
+from analysis.parquet.parts import history_table
+from analysis.plots.style import UNITS
 from analysis.report.embedding import rounded
-from analysis.store import history_table
-from analysis.style import UNITS
 from analysis.tables import history
 
 POINTS = 90_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.store import read_problems
+from analysis.parquet.parts import read_problems
 from rundir import Diverged, Run, write_json
 
 MakeRun = Callable[..., Path]

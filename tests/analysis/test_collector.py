@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from analysis import history, runs
-from analysis.collector import Summary, collect
-from analysis.store import read_problems
+from analysis.collecting.collector import Summary, collect
+from analysis.parquet.parts import read_problems
 from rundir import Run
 
 RECORD = {"stream": "train", "step": 1, "t": 1.0, "attempt": 1, "loss": 2.0}
@@ -319,7 +319,7 @@ def test_an_unreadable_file_is_a_problem_and_is_tried_again(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr("analysis.bucket.read_metrics", refuse)
+        patch.setattr("analysis.collecting.bucket.read_metrics", refuse)
         collect()
     assert problems() == [("unreadable", "Permission denied")]
     collect()
@@ -328,7 +328,7 @@ def test_an_unreadable_file_is_a_problem_and_is_tried_again(
 
 
 def test_processes_give_the_same_store_as_none(run_maker, monkeypatch) -> None:
-    monkeypatch.setattr("analysis.update.RUNS_PER_BUCKET", 2)
+    monkeypatch.setattr("analysis.collecting.update.RUNS_PER_BUCKET", 2)
     for number in range(5):
         run_maker(f"r{number}", lr=number / 10)
     collect(workers=2)
@@ -343,7 +343,7 @@ def test_processes_give_the_same_store_as_none(run_maker, monkeypatch) -> None:
 def test_a_bucket_that_outgrows_its_size_is_split(run_maker, monkeypatch) -> None:
     paths = [run_maker(f"r{number}", steps=2) for number in range(4)]
     collect()
-    monkeypatch.setattr("analysis.update.BYTES_PER_BUCKET", 20_000)
+    monkeypatch.setattr("analysis.collecting.update.BYTES_PER_BUCKET", 20_000)
     for path in paths:
         with Run(path) as run:
             for step in range(200):
@@ -355,7 +355,7 @@ def test_a_bucket_that_outgrows_its_size_is_split(run_maker, monkeypatch) -> Non
 
 
 def test_without_processes_it_collects_alone_and_says_so(run_maker, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("analysis.update.RUNS_PER_BUCKET", 1)
+    monkeypatch.setattr("analysis.collecting.update.RUNS_PER_BUCKET", 1)
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")

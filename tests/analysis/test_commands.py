@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 from analysis.commands import ago
 from rundir import Diverged
 
@@ -45,7 +45,7 @@ def cells(text: str) -> list[list[str]]:
 def test_the_table_has_the_best_run_first_and_failures_with_reasons(
     store: Path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr("analysis.manifest.age_s", lambda _: 75.0)
+    monkeypatch.setattr("analysis.parquet.manifest.age_s", lambda _: 75.0)
     assert main(["table", "quickstart"]) == 0
     out, err = capsys.readouterr()
     assert out == TABLE

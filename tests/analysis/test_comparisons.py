@@ -20,7 +20,7 @@ from analysis import (
     rerun_command,
     runs,
 )
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 from analysis.statistics import holm
 from rundir import Diverged, UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from analysis import history, lr_sensitivity, runs
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 
 CONFIG = """\
 optimizer: {optimizer_params: {name: adamw, lr: 0.001}}

@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 
 from analysis import history, runs
-from analysis.collector import collect
-from analysis.manifest import load
+from analysis.collecting.collector import collect
+from analysis.parquet.manifest import load
 
 STORE = Path("store")
 
@@ -90,7 +90,7 @@ def test_steps_that_a_resume_repeats_replace_the_stored_ones(run_maker) -> None:
 
 
 def test_parts_are_joined_when_there_are_many(run_maker, monkeypatch) -> None:
-    monkeypatch.setattr("analysis.bucket.MOST_PARTS", 3)
+    monkeypatch.setattr("analysis.collecting.bucket.MOST_PARTS", 3)
     run = run_maker("a", steps=20)
     found = []
     for step in range(21, 26):
@@ -128,8 +128,8 @@ def test_whatever_happens_to_runs_the_store_is_as_if_made_from_nothing(
     run_maker, monkeypatch, seed: int
 ) -> None:
     draw = random.Random(seed)
-    monkeypatch.setattr("analysis.update.RUNS_PER_BUCKET", 3)
-    monkeypatch.setattr("analysis.bucket.MOST_PARTS", 3)
+    monkeypatch.setattr("analysis.collecting.update.RUNS_PER_BUCKET", 3)
+    monkeypatch.setattr("analysis.collecting.bucket.MOST_PARTS", 3)
     last = {run_maker(f"r{number}", steps=10): 10 for number in range(5)}
     for number in range(5, 13):
         collect(workers=1)

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from analysis import history, runs
-from analysis.collector import collect
-from analysis.manifest import StoreError, load
-from analysis.store import read_problems
+from analysis.collecting.collector import collect
+from analysis.parquet.manifest import StoreError, load
+from analysis.parquet.parts import read_problems
 
 STORE = Path("store")
 DIED = 7
 NEXT_STEP = '{"stream": "train", "step": 11, "t": 1.0, "attempt": 1, "loss": 2.0}'
 KILLED_AT_THE_MANIFEST = f"""
 import os
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 replace = os.replace
 def die(source, target):
     if os.path.basename(target) == "manifest.json":
@@ -111,7 +111,7 @@ def change_everything(run_maker: Callable[..., Path]) -> None:
 def test_killed_between_any_two_steps_the_next_collect_completes_it(
     run_maker, monkeypatch, case: str
 ) -> None:
-    monkeypatch.setattr("analysis.update.RUNS_PER_BUCKET", 1)
+    monkeypatch.setattr("analysis.collecting.update.RUNS_PER_BUCKET", 1)
     # A kill loses nothing that the kernel has; only a crash of the machine does.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     for name in ("a", "b"):

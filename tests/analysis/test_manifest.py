@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from analysis import runs
-from analysis.collector import collect
-from analysis.manifest import StoreError
+from analysis.collecting.collector import collect
+from analysis.parquet.manifest import StoreError
 from rundir import UserError
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import history
-from analysis.collector import collect
-from analysis.metrics import Reading, _fast, _slow, parse_together, table_of_records
-from analysis.plainlines import looks_plain, plain_tables
+from analysis.collecting.collector import collect
+from analysis.collecting.metrics import Reading, _fast, _slow, parse_together, table_of_records
+from analysis.collecting.plainlines import looks_plain, plain_tables
 from rundir import UserError
 
 FLOATS = st.one_of(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 
 NOTEBOOKS = Path(__file__).parents[2] / "analysis/notebooks"
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))

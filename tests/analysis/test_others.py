@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 
 from analysis import history, runs
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 from rundir import Run
 
 
 @pytest.fixture
 def parts(run_maker, monkeypatch) -> dict[str, list[str]]:
     """A store whose parts differ in their columns; the live files of each table."""
-    monkeypatch.setattr("analysis.update.RUNS_PER_BUCKET", 1)
+    monkeypatch.setattr("analysis.collecting.update.RUNS_PER_BUCKET", 1)
     run_maker("a", config={"lr": 1, "only_a": "x"}, steps=3)
     with Run(run_maker("b", config={"lr": 0.5}, steps=2)) as run:
         run.log("train", 3, loss=math.nan, only_b=7.0)

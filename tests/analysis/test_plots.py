@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 from rundir import Diverged, UserError
 
 
@@ -162,7 +162,7 @@ def labels(axes) -> list[str]:
 
 
 def test_tuned_curves_are_means_over_the_seeds_of_the_best_rate(tuned: Path) -> None:
-    from analysis.tunedplots import tuned_curves_plot
+    from analysis.plots import tuned_curves_plot
 
     axes = tuned_curves_plot(stream="train").axes[0]
     assert labels(axes) == ["muon, lr 0.1: 2.410 (n = 2)", "adamw, lr 0.1: 2.910 (n = 2)"]
@@ -181,7 +181,7 @@ def test_tuned_curves_are_means_over_the_seeds_of_the_best_rate(tuned: Path) -> 
     ],
 )
 def test_curves_run_over_tokens_or_time(tuned: Path, x: str, label: str, places) -> None:
-    from analysis.tunedplots import tuned_curves_plot
+    from analysis.plots import tuned_curves_plot
 
     axes = tuned_curves_plot(stream="train", x=x).axes[0]
     data = axes.lines[0].get_xdata()
@@ -190,14 +190,14 @@ def test_curves_run_over_tokens_or_time(tuned: Path, x: str, label: str, places)
 
 
 def test_wall_clock_puts_validations_between_training_steps(tuned: Path) -> None:
-    from analysis.tunedplots import wall_clock
+    from analysis.plots import wall_clock
 
     lines = wall_clock().axes[0].lines
     assert [line.get_xdata().tolist() for line in lines] == [[27.0], [18.0]]
 
 
 def test_schedules_and_step_sizes_have_a_line_where_they_are_logged(tuned: Path) -> None:
-    from analysis.tunedplots import schedules, step_sizes
+    from analysis.plots import schedules, step_sizes
 
     axes = schedules().axes[0]
     assert axes.get_ylabel() == "learning rate"
@@ -242,7 +242,7 @@ def test_more_groups_than_colours_get_a_panel_of_curves_each(run_maker) -> None:
 def test_schedules_are_whole_however_far_their_peaks_are_apart(
     run_maker, peak: float, scale: str
 ) -> None:
-    from analysis.tunedplots import schedules
+    from analysis.plots import schedules
 
     for optimizer, highest in (("adamw", 0.1), ("muon", peak)):
         directory = run_maker(optimizer, optimizer=optimizer, steps=0, lr=highest)
@@ -265,7 +265,7 @@ def test_schedules_are_whole_however_far_their_peaks_are_apart(
 
 
 def test_a_tuned_curve_says_how_many_of_its_seeds_diverged(run_maker) -> None:
-    from analysis.tunedplots import tuned_curves_plot
+    from analysis.plots import tuned_curves_plot
 
     for seed in range(3):
         asked = ["optimizer=muon", f"seed={seed}"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 from analysis.report import write_report
 from analysis.report.curves import thinned
 from analysis.report.embedding import embedded, plain

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from analysis import runs
-from analysis.collector import collect
-from analysis.store import read_problems
+from analysis.collecting.collector import collect
+from analysis.parquet.parts import read_problems
 
 
 def test_foreign_hydra_directories_are_rows_with_config_and_overrides(place: Path, bare) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from analysis import runs
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 
 
 def test_leftovers_of_a_killed_collector_are_removed(run_maker) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis import best, diff, history, lr_sensitivity, runs
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 from analysis.settings import short_names
 from rundir import UserError
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from analysis.collector import collect
+from analysis.collecting.collector import collect
 from analysis.report import write_report
 
 PATIENCE = 30_000

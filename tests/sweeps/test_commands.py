@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from analysis import collector, tables
-from analysis.store import read_problems
+from analysis.parquet.parts import read_problems
 from rundir import State, read_status
 from sweeps.commands import following
 from sweeps.follow.progress import Pace

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from analysis.discovery import Discovery, Found, Stamp, below
-from analysis.manifest import Manifest
+from analysis.collecting.discovery import Discovery, Found, below
+from analysis.parquet.manifest import Manifest, Stamp
 from rundir.errors import UserError
 
 

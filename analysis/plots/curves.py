@@ -1,35 +1,35 @@
-"""Figures fit for a paper: units on the axes, colours that colour-blind readers tell apart.
-
-Figures are made without pyplot, so that nothing global changes and no display is needed. matplotlib
-is imported by the first call.
-"""
+"""Curves of every run of a sweep: a colour a group of settings, the darker the higher the rate."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.sensitivity import lr_sensitivity, rateless
+from analysis.plots.panels import new_panels
+from analysis.plots.style import (
+    OKABE_ITO,
+    STYLE,
+    UNITS,
+    add_legend,
+    axis_label,
+    labels_of,
+    limit,
+    new_figure,
+)
+from analysis.sensitivity import rateless
 from analysis.settings import Settings, describe, settings_of
-from analysis.style import OKABE_ITO, STYLE, UNITS, add_legend, axis_label, limit, new_figure
 from analysis.tables import history, load_runs, order, rate_column
-from rundir.errors import UserError, require
+from rundir.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMS = ("png", "pdf", "svg")
 MOST_LABELS = 10
 """A legend of more runs than this names groups only."""
-
-_MOST_TICKS = 8
-"""Learning rates up to which each has a tick of its own; more would overlap."""
 
 
 def loss_curves(
@@ -55,7 +55,7 @@ def loss_curves(
     final = f"final.{stream}.{metric}"
     if not np.isfinite(curves[metric].astype("float64")).any():
         raise UserError(f"metric = {stream}.{metric}; must have finite values; no run has any")
-    names = list(dict.fromkeys(_labels(settings.columns, rateless(settings))))
+    names = list(dict.fromkeys(labels_of(settings.columns, rateless(settings))))
     with mpl.rc_context(STYLE):
         if len(names) > len(OKABE_ITO):
             return _run_panels(table, settings, curves, metric, final)
@@ -70,52 +70,10 @@ def loss_curves(
     return figure
 
 
-def lr_sensitivity_plot(
-    sweep: str | None = None, metric: str = "final.val.loss", store: Path | str = "store"
-) -> Figure:
-    """Plot a summary over the learning rate (log), one line a group of settings.
-
-    The bar over a point spans its seeds; the best point of each group is ringed and named. A rate
-    at which every run diverged is a cross on the upper edge. More groups than there are colours
-    get a panel each, the best first.
-
-    Raises:
-        UserError: no store, an unknown sweep or metric, or no learning rate.
-    """
-    import matplotlib as mpl
-
-    points = lr_sensitivity(sweep, metric, store)
-    groups = list(points.columns)[: list(points.columns).index("lr")]
-    labels = _labels(points, groups)
-    names = list(dict.fromkeys(labels))
-    if points["mean"].notna().sum() == 0:
-        raise UserError(f"metric = {metric}; must have values of completed runs; none has any")
-    with mpl.rc_context(STYLE):
-        if len(names) > len(OKABE_ITO):
-            return _panels(points, labels, names, metric)
-        figure, axes = new_figure()
-        axes.set_xscale("log")
-        for number, name in enumerate(names):
-            rows = points[[label == name for label in labels]]
-            _draw_rates(axes, rows, name or "all runs", number)
-        axes.set(xlabel=UNITS["lr"], ylabel=axis_label(metric))
-        rates = sorted(set(points["lr"]))
-        if len(rates) <= _MOST_TICKS:
-            axes.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
-            axes.minorticks_off()
-        limit(axes, points["mean"], reach=6, room=2.5)
-        crossed = points[(points["n"] == 0) & (points["diverged"] > 0)]
-        _mark_diverged(axes, crossed, [names.index(labels[i]) for i in crossed.index])
-        add_legend(axes, outside=len(names) > 6)
-    return figure
-
-
 def _run_panels(
     table: pd.DataFrame, settings: Settings, curves: pd.DataFrame, metric: str, final: str
 ) -> Figure:
-    from analysis.panels import new_panels
-
-    labels = _labels(settings.columns, rateless(settings))
+    labels = labels_of(settings.columns, rateless(settings))
     ranked = _ranked(table, final)
     order_of = list(dict.fromkeys(labels[i] for i in ranked))
     figure, panels = new_panels(len(order_of))
@@ -157,67 +115,6 @@ def _said(table: pd.DataFrame, i: int, value: Any) -> str:
     return "" if pd.isna(value) else f"{value:.3f}"
 
 
-def _panels(points: pd.DataFrame, labels: list[str], names: list[str], metric: str) -> Figure:
-    from analysis.panels import draw_panels
-
-    figure, panels = draw_panels(
-        [(name, points[[label == name for label in labels]]) for name in names]
-    )
-    limit(panels[0], points["mean"], reach=2, room=2)
-    figure.supylabel(axis_label(metric), fontsize=9.5)
-    figure.supxlabel(UNITS["lr"], fontsize=9.5)
-    return figure
-
-
-def save_plots(
-    sweep: str | None, out: Path, store: Path | str = "store", form: str = "png"
-) -> list[Path]:
-    """Write every figure that the sweep has the metrics for, each under its function's name.
-
-    A sweep with one learning rate has no sensitivity to it; step sizes are shown where an optimizer
-    logs them.
-
-    Args:
-        sweep: name of a sweep, or the path of its directory; every run by default.
-        out: directory, created if needed.
-        store: directory of the store.
-        form: ``png`` (200 dots an inch), ``pdf`` or ``svg``, both with text as text.
-
-    Raises:
-        UserError: as the plots, an unknown form, or ``out`` cannot be written.
-    """
-    import matplotlib as mpl
-
-    from analysis.tunedplots import schedules, step_sizes, tuned_curves_plot, wall_clock
-
-    require(form in FORMS, "format", form, f"one of: {', '.join(FORMS)}")
-    figures = {"loss_curves": loss_curves(sweep, store=store)}
-    if len(rate_column(load_runs(sweep, store)).dropna().unique()) > 1:
-        figures["lr_sensitivity"] = lr_sensitivity_plot(sweep, store=store)
-    more: dict[str, Callable[..., Figure]] = {
-        "tuned_curves": tuned_curves_plot,
-        "wall_clock": wall_clock,
-        "schedules": schedules,
-        "step_sizes": step_sizes,
-    }
-    for name, draw in more.items():
-        try:
-            figures[name] = draw(sweep, store=store)
-        except UserError:
-            # The sweep lacks what this figure shows; what all of them need was there for the first.
-            continue
-    paths = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(STYLE):
-            for name, figure in figures.items():
-                paths.append(out / f"{name}.{form}")
-                figure.savefig(paths[-1], dpi=200)
-    except OSError as error:
-        raise UserError(f"out = {out}; must be a writable directory; {error.strerror}") from None
-    return paths
-
-
 def _draw_runs(
     axes: Axes,
     table: pd.DataFrame,
@@ -228,7 +125,7 @@ def _draw_runs(
 ) -> list[str]:
     """Draw every run that has a finite value; return their ids."""
     groups = rateless(settings)
-    labels = _labels(settings.columns, groups)
+    labels = labels_of(settings.columns, groups)
     names = list(dict.fromkeys(labels))
     rates = _rates(table)
     lines = {run: rows for run, rows in curves.groupby("run", observed=True) if len(rows)}
@@ -303,57 +200,6 @@ def _shade(color: str, rates: pd.Series | None, i: int, labels: list[str], label
     return tuple(1 - share * (1 - channel) for channel in to_rgb(color))
 
 
-def _draw_rates(axes: Axes, rows: pd.DataFrame, name: str, number: int) -> None:
-    color = OKABE_ITO[number % len(OKABE_ITO)]
-    marker = "osD^vP*"[number % 7]
-    shown = rows[rows["mean"].notna()]
-    if not len(shown):
-        axes.plot([], [], marker, color=color, label=f"{name}: none completed")
-        return
-    lr, mean = shown["lr"].to_numpy(), shown["mean"].to_numpy()
-    spread = np.array([mean - shown["min"].to_numpy(), shown["max"].to_numpy() - mean])
-    at = int(np.argmin(mean))
-    label = f"{name}: {mean[at]:.3f} at {lr[at]:g}"
-    axes.errorbar(
-        lr,
-        mean,
-        yerr=spread if (spread > 0).any() else None,
-        color=color,
-        marker=marker,
-        markersize=4.5,
-        linewidth=1.6,
-        capsize=2,
-        label=label,
-    )
-    axes.plot(
-        lr[at],
-        mean[at],
-        "o",
-        markersize=11,
-        markerfacecolor="none",
-        color=color,
-        markeredgewidth=1.4,
-    )
-
-
-def _mark_diverged(axes: Axes, rows: pd.DataFrame, numbers: Sequence[int]) -> None:
-    """Put a cross near the upper edge at each rate where no run came through."""
-    stacked: Counter[float] = Counter()
-    for number, lr in zip(numbers, rows["lr"].tolist(), strict=True):
-        stacked[lr] += 1
-        axes.plot(
-            lr,
-            1.02 - 0.05 * stacked[lr],
-            "X",
-            transform=axes.get_xaxis_transform(),
-            color=OKABE_ITO[number % len(OKABE_ITO)],
-            markersize=7,
-            markeredgecolor="white",
-        )
-    if len(rows):
-        axes.plot([], [], "X", color="#555555", markersize=6, label="diverged", gid="~")
-
-
 def _bring_crosses_into_view(axes: Axes) -> None:
     """Move the cross of a run that left through the upper edge to where it left."""
     bottom, top = axes.get_ylim()
@@ -361,10 +207,3 @@ def _bring_crosses_into_view(axes: Axes) -> None:
         if line.get_marker() == "x":
             line.set_ydata(np.clip(np.asarray(line.get_ydata(), dtype=float), bottom, top))
             line.set_clip_on(False)
-
-
-def _labels(table: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Tell each row by these columns, of which there may be none."""
-    # Before version 3, pandas makes no records of rows without columns.
-    records = table[columns].to_dict("records") or [{}] * len(table)
-    return [describe(row, columns) for row in records]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import MEASURE
-from analysis.style import OKABE_ITO, STYLE, UNITS, add_legend, axis_label, limit, new_figure
+from analysis.plots.style import OKABE_ITO, STYLE, UNITS, add_legend, axis_label, limit, new_figure
 from analysis.tuning import tuned_curves, tuned_groups
 from rundir.errors import UserError
 

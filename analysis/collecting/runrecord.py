@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from analysis.columns import INT64, Kind, json_text
-from analysis.discovery import CONFIG_FILE, OVERRIDES_FILE, Found, Stamp, hydra_files
-from analysis.problems import Problem, clip
+from analysis.collecting.discovery import CONFIG_FILE, OVERRIDES_FILE, Found, hydra_files
+from analysis.parquet.columns import INT64, Kind, json_text
+from analysis.parquet.manifest import Stamp
+from analysis.parquet.problems import Problem, clip
 from rundir.files import RUN_FILE, SCHEMA_VERSION, STATUS_FILE, State
 
 FIXED: dict[str, Kind] = {

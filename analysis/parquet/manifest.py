@@ -21,8 +21,10 @@ from rundir import files
 from rundir.errors import UserError
 
 if TYPE_CHECKING:
-    from analysis.columns import Kind
-    from analysis.discovery import Stamp
+    from analysis.parquet.columns import Kind
+
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds; (-1, 0) for what is no regular file."""
 
 VERSION = 1
 """A reader refuses a newer one; a collector that finds an older one reads everything anew."""

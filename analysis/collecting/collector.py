@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import manifest as manifests
-from analysis.changes import compare
-from analysis.discovery import DEFAULT_ROOTS, Discovery, default_roots, discover
-from analysis.manifest import PLANNED, RUNS, Manifest, NewerStoreError, StoreError
+from analysis.collecting.changes import compare
+from analysis.collecting.discovery import DEFAULT_ROOTS, Discovery, default_roots, discover
+from analysis.parquet import manifest as manifests
+from analysis.parquet.manifest import PLANNED, RUNS, Manifest, NewerStoreError, StoreError
 from rundir.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -81,7 +81,7 @@ def collect(
             scanned = found.roots if roots else [os.path.realpath(name) for name in DEFAULT_ROOTS]
             changes = compare(manifest, found, scanned)
         if not changes.nothing:
-            from analysis.update import update
+            from analysis.collecting.update import update
 
             try:
                 manifest = update(store, manifest, changes, found, workers, progress)

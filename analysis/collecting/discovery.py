@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from analysis.parquet.manifest import Stamp
 from rundir.errors import UserError
 from rundir.files import (
     CHECKPOINT_DIR,
@@ -31,9 +32,6 @@ DEFAULT_ROOTS = (OUTPUTS, MULTIRUN)
 
 CONFIG_FILE = f"{HYDRA_DIR}/config.yaml"
 OVERRIDES_FILE = f"{HYDRA_DIR}/overrides.yaml"
-
-Stamp = tuple[int, int]
-"""Size in bytes and modification time in nanoseconds; (-1, 0) for what is no regular file."""
 
 _HYDRA_SWEEP_FILE = "multirun.yaml"
 _RESULTS = re.compile(r"[^.].*-.*\.json|log\.json")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.columns import INT64, KEYS, Kind
+from analysis.parquet.columns import INT64, KEYS, Kind
 from rundir.files import State
 
 _HIGHER_IS_BETTER = frozenset(

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.columns import KEYS
-from analysis.discovery import Found, is_results
-from analysis.metrics import Record, Typed, fault_of_stream, table_of_records
-from analysis.problems import Problem, clip
-from analysis.runrecord import UNTAKEN, json_object, read_bytes, reason_of
+from analysis.collecting.discovery import Found, is_results
+from analysis.collecting.metrics import Record, Typed, fault_of_stream, table_of_records
+from analysis.collecting.runrecord import UNTAKEN, json_object, read_bytes, reason_of
+from analysis.parquet.columns import KEYS
+from analysis.parquet.problems import Problem, clip
 
 LARGEST_RESULTS = 256 << 20
 """A million steps of five lists take a hundred megabytes."""

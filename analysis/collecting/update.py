@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from analysis import manifest as manifests
-from analysis.assembly import assemble, planned_part, planned_rows, remaining_problems
-from analysis.bucket import Built, Job, build
-from analysis.changes import Changes
-from analysis.discovery import Discovery, Found
-from analysis.forgone import forgo_pandas
-from analysis.manifest import PLANNED, Manifest, Part, Source
-from analysis.problems import SCHEMA
-from analysis.store import problems_file, write_part
+from analysis.collecting.assembly import assemble, planned_part, planned_rows, remaining_problems
+from analysis.collecting.bucket import Built, Job, build
+from analysis.collecting.changes import Changes
+from analysis.collecting.discovery import Discovery, Found
+from analysis.collecting.forgone import forgo_pandas
+from analysis.parquet import manifest as manifests
+from analysis.parquet.manifest import PLANNED, Manifest, Part, Source
+from analysis.parquet.parts import problems_file, write_part
+from analysis.parquet.problems import SCHEMA
 from rundir.files import METRICS_FILE
 
 RUNS_PER_BUCKET = 512

@@ -8,14 +8,23 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 
-from analysis.columns import INT32, INT64, KEYS, Kind, conform, encodable, join_schemas, table_of
-from analysis.plainlines import looks_plain, plain_tables
-from analysis.problems import MOST_PER_FILE, Problem, clip
+from analysis.collecting.plainlines import looks_plain, plain_tables
+from analysis.parquet.columns import (
+    INT32,
+    INT64,
+    KEYS,
+    Kind,
+    conform,
+    encodable,
+    join_schemas,
+    table_of,
+)
+from analysis.parquet.parts import stream_directory
+from analysis.parquet.problems import MOST_PER_FILE, Problem, clip
 from rundir.files import METRICS_FILE
 
 CHUNK_BYTES = 8 << 20
@@ -121,12 +130,6 @@ def tail_checksum(path: str, offset: int) -> int:
         start = max(0, offset - TAIL_BYTES)
         file.seek(start)
         return zlib.crc32(file.read(offset - start))
-
-
-def stream_directory(stream: str) -> str:
-    """Return the stream's directory below history/: percent-encoded, never hidden or ``..``."""
-    name = quote(stream, safe="")
-    return "%2E" + name[1:] if name.startswith(".") else name
 
 
 def settle(table: pa.Table) -> pa.Table:

@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.columns import KEYS, Kind, conform, join, join_schemas, table_of
-from analysis.discovery import Found
-from analysis.gptopt import read_results
-from analysis.manifest import RUNS, Part, Source
-from analysis.metrics import (
+from analysis.collecting.discovery import Found
+from analysis.collecting.gptopt import read_results
+from analysis.collecting.metrics import (
     CHUNK_BYTES,
     Reading,
     Typed,
@@ -32,10 +30,12 @@ from analysis.metrics import (
     settle,
     tail_checksum,
 )
-from analysis.problems import Problem
-from analysis.runrecord import FIXED, read_run
-from analysis.store import history_table, part_file, read_part, write_part
-from analysis.summary import finish, loss_columns, summarise
+from analysis.collecting.runrecord import FIXED, read_run
+from analysis.collecting.summary import finish, loss_columns, summarise
+from analysis.parquet.columns import KEYS, Kind, conform, join, join_schemas, table_of
+from analysis.parquet.manifest import RUNS, Part, Source
+from analysis.parquet.parts import history_table, part_file, read_part, write_part
+from analysis.parquet.problems import Problem
 from rundir.files import ENDED, METRICS_FILE
 
 MOST_PARTS = 8

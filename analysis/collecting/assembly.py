@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from analysis.bucket import Built, runs_table
-from analysis.columns import Kind, conform, join_schemas
-from analysis.discovery import Discovery, Stamp, below, planned_run_id
-from analysis.manifest import PLANNED, RUNS, Manifest, Part
-from analysis.problems import Problem
-from analysis.runrecord import planned_row, read_plan
-from analysis.store import part_file, read_part, read_problems, write_part
+from analysis.collecting.bucket import Built, runs_table
+from analysis.collecting.discovery import Discovery, below, planned_run_id
+from analysis.collecting.runrecord import planned_row, read_plan
+from analysis.parquet.columns import Kind, conform, join_schemas
+from analysis.parquet.manifest import PLANNED, RUNS, Manifest, Part, Stamp
+from analysis.parquet.parts import part_file, read_part, read_problems, write_part
+from analysis.parquet.problems import Problem
 
 
 def planned_rows(

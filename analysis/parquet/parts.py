@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import manifest as manifests
-from analysis.columns import Kind, conform
-from analysis.manifest import Part, StoreError
-from analysis.metrics import stream_directory
+from analysis.parquet import manifest as manifests
+from analysis.parquet.columns import Kind, conform
+from analysis.parquet.manifest import Part, StoreError
 from rundir.files import replacing
 
 ROWS_PER_GROUP = 1 << 17
@@ -29,6 +29,12 @@ _TRIES = 5
 def history_table(stream: str) -> str:
     """Return the name of a stream's table in the manifest."""
     return f"history/{stream}"
+
+
+def stream_directory(stream: str) -> str:
+    """Return the stream's directory below history/: percent-encoded, never hidden or ``..``."""
+    name = quote(stream, safe="")
+    return "%2E" + name[1:] if name.startswith(".") else name
 
 
 def part_file(table: str, bucket: int, generation: int) -> str:

@@ -31,7 +31,7 @@ def draw_panels(curves: Sequence[tuple[str, pd.DataFrame]]) -> tuple[Figure, lis
     """Draw each group's mean over the learning rate; the caller sees to the vertical axis.
 
     Args:
-        curves: name, and rows of :func:`analysis.tables.lr_sensitivity`; at least one of all has a
+        curves: name, and rows of :func:`analysis.lr_sensitivity`; at least one of all has a
             mean.
 
     Returns:

@@ -2,7 +2,8 @@
 
 It takes a third of the time, and gives columns instead of rows. A chunk that holds anything on
 which the two could differ (escapes, nulls, integers beyond 2^53, a type that changes, two objects
-on a line) is left to the reader in :mod:`analysis.metrics`; tests hold the two against each other.
+on a line) is left to the reader in :mod:`analysis.collecting.metrics`; tests hold the two against
+each other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
-from analysis.columns import INT32, KEYS, Kind
+from analysis.parquet.columns import INT32, KEYS, Kind
 
 _KINDS: dict[pa.DataType, Kind] = {
     pa.bool_(): "bool",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.settings import describe
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -96,3 +98,10 @@ def axis_label(metric: str) -> str:
     name = rest if kind in {"final", "best"} else metric
     text = UNITS.get(name) or UNITS.get(name.rpartition(".")[2]) or name
     return f"{kind} {text}" if kind in {"final", "best"} else text
+
+
+def labels_of(table: pd.DataFrame, columns: list[str]) -> list[str]:
+    """Tell each row by these columns, of which there may be none."""
+    # Before version 3, pandas makes no records of rows without columns.
+    records = table[columns].to_dict("records") or [{}] * len(table)
+    return [describe(row, columns) for row in records]

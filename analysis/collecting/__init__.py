@@ -1,0 +1,1 @@
+"""Run directories → store: what is there, what is new, and its rows."""
