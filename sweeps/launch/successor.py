@@ -21,9 +21,9 @@ from hydra._internal.utils import get_args
 
 from rundir import UserError, read_json, write_json
 from rundir.files import MULTIRUN, OUTPUTS, SWEEP_DIR
-from sweeps.cluster import scheduler
+from sweeps.cluster import sbatch, scheduler
 from sweeps.cluster.clusters import SlurmCluster, cluster
-from sweeps.cluster.launchers import SlurmLauncher, sbatch, script_of, slurm_executor
+from sweeps.cluster.launchers import SlurmLauncher
 from sweeps.define.definition import bare
 from sweeps.follow import display
 from sweeps.follow.successors import WAITING_FILE
@@ -70,7 +70,7 @@ def submit(
         job = str(record.get("job"))
         is_there = queued.get(job) == set(waiting.jobs) and record.get("command") == command
         if not is_there:
-            job = sbatch(slurm_executor(small, folder, name), command)
+            job = sbatch.submit(sbatch.slurm_executor(small, folder, name), command)
             first = {"after": waiting.after.sweep, "jobs": waiting.jobs}
             write_json(folder / WAITING_FILE, {"job": job, "command": command, **first})
             display.err.print(
@@ -90,11 +90,11 @@ def script(
 ) -> str:
     """Return the sbatch script that :func:`submit` would have; write nothing."""
     SlurmLauncher.require(root)
-    executor = slurm_executor(_small(node, waiting.jobs), _folder(root), _name(waiting))
+    executor = sbatch.slurm_executor(_small(node, waiting.jobs), _folder(root), _name(waiting))
     code = present_hash(root / SWEEP_DIR, names=sorted(tasks))
     found = _definitions(sys.argv[1:])
     copy = _folder(root) / CONFIG_DIR / content_hash(found) if found else None
-    return script_of(executor, _command(root, code, copy))
+    return sbatch.script_of(executor, _command(root, code, copy), "dry_run")
 
 
 def _name(waiting: Unfinished) -> str:

@@ -88,14 +88,14 @@ def test_optuna_is_told_the_true_losses_and_finds_the_best(shell, toy):
 SAMPLER = """
 import json, sys
 import launch
-from sweeps.cluster import launchers
+from sweeps.cluster.waiting import Waiting
 
-wait = launchers._Waiting.launch
+wait = Waiting.launch
 def told(self, batch, initial_job_idx):
     results = wait(self, batch, initial_job_idx)
     json.dump([job.return_value for job in results], open("said.json", "w"))
     return results
-launchers._Waiting.launch = told
+Waiting.launch = told
 sys.argv[0] = "launch.py"
 sys.argv.insert(1, "-m")
 launch.launch()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.cluster import launchers
+from sweeps.cluster import sbatch
 from sweeps.planning.phase import begin_work, environment_as_found, launching
 
 
@@ -46,7 +46,7 @@ def test_a_job_inherits_hydras_switch_as_the_user_had_it(found):
         return SimpleNamespace(job_id=seen.strip())
 
     with launching():
-        job = launchers.sbatch(SimpleNamespace(_submit_command=submit), "true")
+        job = sbatch.submit(SimpleNamespace(_submit_command=submit), "true")
     assert job == (found or "")
 
 

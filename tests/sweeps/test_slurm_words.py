@@ -5,8 +5,8 @@ import os
 import pytest
 
 from rundir import ClusterError, State
-from sweeps.cluster import launchers, scheduler
-from sweeps.cluster.arrays import array_executor
+from sweeps.cluster import scheduler
+from sweeps.cluster.sbatch import array_executor, submit
 from sweeps.follow import states
 from sweeps.follow.lookout import Lookout
 from sweeps.records.owners import Owner
@@ -60,14 +60,14 @@ def sbatch(tmp_path, monkeypatch):
     """Return a function that submits to an sbatch that says something and exits with a code."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
-    def submit(text: str, code: int) -> str:
+    def submit_to(text: str, code: int) -> str:
         (tmp_path / "words").write_text(text)
         (tmp_path / "sbatch").write_text(f"#!/bin/sh\ncat {tmp_path}/words >&2\nexit {code}\n")
         (tmp_path / "sbatch").chmod(0o755)
         (tmp_path / "scripts").mkdir()
-        return launchers.sbatch(array_executor(tmp_path / "scripts"), "true")
+        return submit(array_executor(tmp_path / "scripts"), "true")
 
-    return submit
+    return submit_to
 
 
 @pytest.mark.parametrize(
