@@ -32,20 +32,10 @@ _WORDS = {"Dict": "a mapping", "List": "a list", "int": "a whole number", "bool"
 
 
 @dataclass
-class LocalCluster(LocalQueueConf):  # type: ignore[misc]
-    """This machine."""
+class _Workers:
+    """How runs share a worker, and what is done when they end badly; the same everywhere."""
 
-    _target_: str = "hydra_plugins.optsweep.LocalLauncher"
-    timeout_min: int = 0
-    """Minutes that one worker may run; 0: no limit."""
-    cpus_per_task: Optional[int] = 1  # noqa: UP045 - OmegaConf reads the annotation on 3.10
-    """CPU threads of one run."""
-    gpus_per_node: Optional[int] = None  # noqa: UP045
-    """GPUs of one run: null takes one where there are any."""
-    stderr_to_stdout: bool = True
-    workers: Optional[int] = None  # noqa: UP045
-    """Runs at once; null: as many as cores / cpus_per_task, or GPUs. Never more than that."""
-    runs_per_gpu: Optional[int] = None  # noqa: UP045
+    runs_per_gpu: Optional[int] = None  # noqa: UP045 - OmegaConf reads the annotation on 3.10
     """Runs side by side on each GPU of a worker, which drains the sweep; null: one run a worker."""
     runs_per_node: Optional[int] = None  # noqa: UP045
     """Runs side by side in a worker that has no GPU; they share its CPUs."""
@@ -57,6 +47,22 @@ class LocalCluster(LocalQueueConf):  # type: ignore[misc]
     """Failed runs after which a launch begins no more; null: no limit."""
     fail_fast: bool = False
     """The same as ``max_failures: 1``."""
+
+
+@dataclass
+class LocalCluster(_Workers, LocalQueueConf):  # type: ignore[misc]
+    """This machine."""
+
+    _target_: str = "hydra_plugins.optsweep.LocalLauncher"
+    timeout_min: int = 0
+    """Minutes that one worker may run; 0: no limit."""
+    cpus_per_task: Optional[int] = 1  # noqa: UP045
+    """CPU threads of one run."""
+    gpus_per_node: Optional[int] = None  # noqa: UP045
+    """GPUs of one run: null takes one where there are any."""
+    stderr_to_stdout: bool = True
+    workers: Optional[int] = None  # noqa: UP045
+    """Runs at once; null: as many as cores / cpus_per_task, or GPUs. Never more than that."""
 
     def __post_init__(self) -> None:
         """Check what only applies to one machine."""
@@ -76,25 +82,13 @@ class LocalCluster(LocalQueueConf):  # type: ignore[misc]
 
 
 @dataclass
-class SlurmCluster(SlurmQueueConf):  # type: ignore[misc]
+class SlurmCluster(_Workers, SlurmQueueConf):  # type: ignore[misc]
     """A SLURM cluster."""
 
     _target_: str = "hydra_plugins.optsweep.SlurmLauncher"
     stderr_to_stdout: bool = True
     workers: Optional[int] = None  # noqa: UP045
     """Array elements that drain the sweep together; null: one element a run."""
-    runs_per_gpu: Optional[int] = None  # noqa: UP045
-    """Runs side by side on each GPU of a worker, which drains the sweep; null: one run a worker."""
-    runs_per_node: Optional[int] = None  # noqa: UP045
-    """Runs side by side in a worker that has no GPU; they share its CPUs."""
-    max_requeues: int = 3
-    """Times that one run is begun again within its submission."""
-    requeue_on: list[str] = field(default_factory=lambda: [str(state) for state in BY_DEFAULT])
-    """Ends after which it is; also failed, out_of_memory and lost."""
-    max_failures: Optional[int] = None  # noqa: UP045
-    """Failed runs after which a launch begins no more; null: no limit."""
-    fail_fast: bool = False
-    """The same as ``max_failures: 1``."""
 
     def __post_init__(self) -> None:
         """Check what sbatch would only punish later."""
