@@ -76,21 +76,18 @@ class _Placed:
     where: str
 
 
-def points(
-    definition: Mapping[str, Any], where: str = "sweep", folders: Sequence[Path] = ()
-) -> list[Point]:
+def points(definition: Mapping[str, Any], folders: Sequence[Path] = ()) -> list[Point]:
     """Expand a definition to its points, in the order written.
 
     Args:
         definition: the ``sweep`` node, resolved.
-        where: how to call it in messages.
         folders: where params files lie.
 
     Raises:
         UserError: unknown key, wrong type, empty list, unequal zip lengths, the same run twice, or
             nothing to run.
     """
-    found = _expanded(definition, where, folders, TOP_KEYS)
+    found = _expanded(definition, "sweep", folders, TOP_KEYS)
     # What a first stage found may well coincide; what somebody wrote twice is a mistake.
     found = _distinct(found, is_mistake=definition.get("after") is None)
     return [placed.point for placed in found]

@@ -148,15 +148,15 @@ def worker_log(plan: Plan, state: RunState) -> Path | None:
     return None
 
 
-def last_lines(log: Path, count: int = 5) -> list[str]:
-    """Return the last lines of a log, however long it is; none where it can't be read."""
+def last_lines(log: Path) -> list[str]:
+    """Return the last five lines of a log, however long it is; none where it can't be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return text.splitlines()[-count:] or ["(empty)"]
+    return text.splitlines()[-5:] or ["(empty)"]
 
 
 def failures(plan: Plan, surveyed: Sequence[RunState]) -> list[dict[str, Any]]:

@@ -153,9 +153,9 @@ def frozen_contents(frozen: Path) -> dict[str, str]:
     return {file: _sha256(frozen / file) for file in walked(frozen, frozenset({"__pycache__"}))}
 
 
-def present_contents(names: Iterable[str], home: Path, root: Path = PROJECT_ROOT) -> dict[str, str]:
+def present_contents(names: Iterable[str], home: Path) -> dict[str, str]:
     """Return the same of the files that :func:`freeze` would copy at this moment."""
-    return _contents(_sources(names, root, home))
+    return _contents(_sources(names, PROJECT_ROOT, home))
 
 
 def _contents(found: Sources) -> dict[str, str]:
