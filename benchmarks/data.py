@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from report import Report, workplace
 
 from trainer.data.documents import Source, documents, files_source
+from trainer.data.headers import HEADER_BYTES
 from trainer.data.manifest import TRAINING, Manifest, Position
 from trainer.data.preparation import Preparation
-from trainer.data.shards import HEADER_BYTES, TOKEN, TokenShards
+from trainer.data.shards import TOKEN, TokenShards
 from trainer.data.sources import TOKENIZER_HASHES
 from trainer.data.tokenizers import Gpt2Tokenizer
 from trainer.data.tokenizing import Tokenized, tokenized

@@ -244,6 +244,32 @@ def test_without_sbatch_the_cluster_error_is_one_line_with_exit_code_3(shell, to
     assert os.listdir(shell.cwd) == []
 
 
+NO_CUDA = "device = 'cuda'; must be auto or cpu: this machine has no CUDA device"
+
+
+@pytest.mark.parametrize(
+    ("words", "run"), [([], ""), (["-m", "seed=1,2"], "run (seed=1): "), (["dry_run=true"], "")]
+)
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(words, run, shell):
+    shell.env["CUDA_VISIBLE_DEVICES"] = ""
+    done = shell("launch", *words, "device=cuda", code=2)
+    assert done.stderr == f"error: {run}{NO_CUDA}\n"
+    assert os.listdir(shell.cwd) == []
+
+
+def test_a_cluster_may_have_the_device_that_its_login_node_has_not(shell):
+    shell.env |= {"CUDA_VISIBLE_DEVICES": "", "PATH": "/nowhere"}
+    done = shell("launch", "-m", "seed=1,2", "device=cuda", "cluster=slurm", code=3)
+    assert done.stderr.startswith("error: cluster=slurm needs sbatch")
+
+
+def test_a_text_that_is_not_utf8_is_refused_before_anything_is_written(shell):
+    (shell.cwd / "latin1.txt").write_text("Nur nicht ängstlich! " * 1000, "latin-1")
+    done = shell("launch", "data=text", "data.dataset.path=latin1.txt", code=2)
+    assert done.stderr == "error: data.dataset.path: latin1.txt is not UTF-8 at byte 10\n"
+    assert os.listdir(shell.cwd) == ["latin1.txt"]
+
+
 def test_rerun_of_what_is_no_run_is_one_line_with_exit_code_2(shell):
     (shell.cwd / "empty").mkdir()
     done = shell("-m", "sweeps", "rerun", "empty", code=2)

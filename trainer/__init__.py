@@ -41,17 +41,21 @@ __all__ = [
 ]
 
 
-def check(config: Mapping[str, Any], world_size: int = 1) -> None:
-    """Refuse a configuration that cannot train; reads no more of the data than its size.
+def check(config: Mapping[str, Any], world_size: int = 1, *, here: bool = False) -> None:
+    """Refuse a configuration that cannot train; reads little of the data, and writes nothing.
 
     Args:
         config: resolved, as :func:`run` gets it.
         world_size: processes that the run will have.
+        here: whether they will be on this machine, whose devices and shards count then.
 
     Raises:
-        UserError: an unknown or missing key, a wrong type, an impossible value or combination.
+        UserError: an unknown or missing key, a wrong type, an impossible value or combination; data
+            that a look at it tells to be unusable; or no such device here.
     """
-    TrainConfig.from_mapping(config).check_ranks(world_size)
+    found = TrainConfig.from_mapping(config)
+    found.check_ranks(world_size)
+    found.check_place(here=here)
 
 
 def run(config: Mapping[str, Any], run: Run) -> None:

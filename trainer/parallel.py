@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rundir import OptsweepError, RanksLost, Run, UserError
+from rundir import OptsweepError, RanksLost, Run
+from trainer.config.device import no_cuda
 
 _kept: list[object] = []
 """Every process group that this process was in. Were DDP's reducer the last to hold one, its
@@ -145,7 +146,7 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise UserError("device = 'cuda'; must be auto or cpu: this machine has no CUDA device")
+        raise no_cuda()
     if not available or wanted == "cpu":
         return torch.device("cpu")
     # Under --gpus-per-task each rank sees only its own GPU, as number 0.

@@ -65,7 +65,7 @@ def rerun(run_dir: Path, extra: Sequence[str] = (), how: How | None = None) -> i
     saved = Saved.read(run_dir)
     overrides = saved.overrides_with(extra)
     composed = saved.compose(overrides)
-    tasks.check(composed.resolved)
+    tasks.check(composed.resolved, here=not how.on_cluster)
     if how.verify:
         comparison.require_comparable(run_dir, how.rtol)
     found = changes.since(saved, composed, here=not how.on_cluster)
@@ -147,7 +147,7 @@ def _submit(saved: Saved, composed: Composed, overrides: Sequence[str], how: How
     plan = Plan(root.name, root, rerun_of=str(saved.directory))
     try:
         with saved.composer(settings) as composer:
-            found = candidates(composer, plan.sweep, [{}], task)
+            found = candidates(composer, plan.sweep, [{}], task, here=False)
         code = submission.launch(plan, found, launcher)
     finally:
         if not os.listdir(root):

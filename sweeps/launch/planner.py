@@ -90,7 +90,7 @@ class Planner(Sweeper):
             str(self.config.hydra.job.config_name),
             list(self.config.hydra.overrides.hydra),
         )
-        found = candidates(composer, name, points, fixed)
+        found = candidates(composer, name, points, fixed, here=not launcher.is_detached)
         begin_work()
         if dry_run is not DryRun.NO:
             submission.show(Plan.read(root) or Plan(name, root), found, launcher, dry_run)

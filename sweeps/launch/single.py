@@ -37,7 +37,7 @@ def run_one(
         dry_run: only say what would happen.
         directory: overrides the directory that the config gives.
     """
-    tasks.check(composed.resolved)
+    tasks.check(composed.resolved, here=True)
     job = job_of(composed, directory)
     begin_work()
     if dry_run is not DryRun.NO:

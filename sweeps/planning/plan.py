@@ -253,7 +253,12 @@ def _not_a_plan(path: Path) -> UserError:
 
 
 def candidates(
-    composer: Composer, sweep: str, points: Sequence[Point], fixed: Sequence[str]
+    composer: Composer,
+    sweep: str,
+    points: Sequence[Point],
+    fixed: Sequence[str],
+    *,
+    here: bool = True,
 ) -> list[Candidate]:
     """Compose and check every point.
 
@@ -262,6 +267,7 @@ def candidates(
         sweep: its name, for messages.
         points: what differs between the runs.
         fixed: the overrides that all share.
+        here: whether the runs are to be carried out on this machine.
 
     Raises:
         UserError: the first run that can't be composed or fails its check, or is there twice.
@@ -273,7 +279,7 @@ def candidates(
     known: dict[str, Point] = {}
     for point in points:
         overrides = [*shared, *(setting(key, value) for key, value in point.items())]
-        groups, resolved = _checked(composer, point, overrides)
+        groups, resolved = _checked(composer, point, overrides, here=here)
         signed = signature(resolved)
         varying = {key: point[key] for key in vary if key in point}
         if signed in found:
@@ -303,11 +309,11 @@ def _twice(sweep: str, first: Point, second: Point) -> UserError:
 
 
 def _checked(
-    composer: Composer, point: Point, overrides: Sequence[Override]
+    composer: Composer, point: Point, overrides: Sequence[Override], *, here: bool
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     try:
         groups, resolved = composer.resolved(overrides)
-        tasks.check(resolved)
+        tasks.check(resolved, here=here)
     except UserError as error:
         if not point:
             raise

@@ -2,7 +2,8 @@
 
     task:  package.module.function(config: dict, run: rundir.Run) -> None
     check: package.module.function(config: dict) -> None, raises rundir.UserError; optional. If it
-           has a parameter world_size, it is told how many processes the run will have.
+           has a parameter world_size, it is told how many processes the run will have; if it has
+           one here, whether they will be on this machine.
 
 ``check`` is called at launch, on the login node, for every run; it must not import heavy packages.
 """
@@ -53,8 +54,12 @@ _NODES = ("cluster", "paths")
 """Keys of the config below which the engine reads its own settings."""
 
 
-def check(resolved: Mapping[str, Any]) -> None:
+def check(resolved: Mapping[str, Any], *, here: bool = True) -> None:
     """Let the task look at a run's config before anything is submitted or written.
+
+    Args:
+        resolved: the config.
+        here: whether the run is to be carried out on this machine.
 
     Raises:
         UserError: a node of the engine's is no mapping; what the task's check says, or which other
@@ -69,7 +74,9 @@ def check(resolved: Mapping[str, Any]) -> None:
     if dotted is not None:
         with _as_user_errors(f"check {dotted} failed"):
             function = load(dotted, "check")
-            function(task_config(resolved), **_world_size(function, resolved))
+            told = {"world_size": _world_size(resolved), "here": here}
+            wanted = _parameters(function)
+            function(task_config(resolved), **{k: told[k] for k in told if k in wanted})
     with _as_user_errors(f"task = {resolved.get('task')}; looking for it failed"):
         _check_exists(resolved.get("task"))
 
@@ -86,13 +93,11 @@ def _as_user_errors(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {said}") from error
 
 
-def _world_size(function: Callable[..., Any], resolved: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many processes the run will have, as an argument, if the check has one for it."""
-    if not _takes_world_size(function):
-        return {}
+def _world_size(resolved: Mapping[str, Any]) -> int:
+    """Return how many processes the run will have."""
     cluster = resolved.get("cluster") or {}
     shape = [cluster.get(name) for name in ("nodes", "tasks_per_node")]
-    return {"world_size": math.prod(n for n in shape if isinstance(n, int))}
+    return math.prod(n for n in shape if isinstance(n, int))
 
 
 def origin(dotted: str) -> tuple[Path, str] | None:
@@ -124,8 +129,8 @@ def is_installed(place: Path) -> bool:
 
 
 @lru_cache
-def _takes_world_size(check: Callable[..., Any]) -> bool:
-    return "world_size" in inspect.signature(check).parameters
+def _parameters(check: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(check).parameters)
 
 
 @lru_cache

@@ -10,6 +10,8 @@ import pytest
 
 import trainer
 from rundir import Run, UserError
+from trainer.config.device import may_have_cuda
+from trainer.data import sources
 
 Mapping = dict[str, Any]
 Change = Callable[..., Mapping]
@@ -239,6 +241,73 @@ def test_cuda_where_there_is_none_is_refused_before_the_first_step(
     assert str(error.value) == (
         "device = 'cuda'; must be auto or cpu: this machine has no CUDA device"
     )
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", " -1,0"])
+def test_cuda_that_is_hidden_is_refused_at_a_launch_here_and_not_onto_a_cluster(
+    tiny: Mapping, change: Change, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    change(tiny, device="cuda")
+    trainer.check(tiny)
+    with pytest.raises(UserError, match=r"^device = 'cuda'; must be auto or cpu: this machine has"):
+        trainer.check(tiny, here=True)
+    trainer.check(change(tiny, device="auto"), here=True)
+
+
+def test_a_launch_looks_for_what_the_system_shows_of_a_gpu() -> None:
+    import torch
+
+    # Were this one wrong, a machine with a GPU would refuse to use it.
+    assert may_have_cuda() or not torch.cuda.is_available()
+
+
+NOT_UTF8 = b"ab\xc3\xa9\xff"
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "said"),
+    [
+        (0, NOT_UTF8, "is not UTF-8 at byte 4"),
+        (0, "é".encode()[:1], "is not UTF-8 at byte 0"),
+        (sources._CHUNK_BYTES - 3, NOT_UTF8, f"is not UTF-8 at byte {sources._CHUNK_BYTES + 1}"),
+        (sources._CHUNK_BYTES - 1, "é".encode(), None),
+        (3000, b"\xff", "is not UTF-8 at byte 3000"),
+    ],
+)
+@pytest.mark.parametrize("here", [True, False])
+def test_a_text_that_is_not_utf8_is_refused_at_launch(
+    tiny: Mapping,
+    change: Change,
+    tmp_path: Path,
+    before: int,
+    text: bytes,
+    said: str | None,
+    here: bool,
+) -> None:
+    (tmp_path / "a.txt").write_text("a whole file" * 100)
+    path = tmp_path / "b.txt"
+    path.write_bytes(b"x" * before + text)
+    change(tiny, **{f"{DATA}name": "text", f"{DATA}path": str(tmp_path)})
+    if said is None:
+        trainer.check(tiny, here=here)
+        return
+    with pytest.raises(UserError) as error:
+        trainer.check(tiny, here=here)
+    assert str(error.value) == f"data.dataset.path: {path} {said}"
+
+
+def test_of_a_long_text_a_launch_reads_the_beginning(
+    tiny: Mapping, change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHECKED_BYTES", 1000)
+    for name, text in (("a", b"x" * 400), ("b", b"x" * 599 + "é".encode()), ("c", b"\xff" * 9)):
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    change(tiny, **{f"{DATA}name": "text", f"{DATA}path": str(tmp_path)})
+    trainer.check(tiny, here=True)  # the end of what is read is in the middle of a character
+    (tmp_path / "b.txt").write_bytes(b"x" * 599 + b"\xff")
+    with pytest.raises(UserError, match=r"b\.txt is not UTF-8 at byte 599"):
+        trainer.check(tiny, here=True)
 
 
 def test_checking_a_configuration_loads_neither_torch_nor_numpy() -> None:

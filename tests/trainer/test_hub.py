@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trainer.data.headers import HEADER_BYTES
 from trainer.data.manifest import Manifest
-from trainer.data.shards import HEADER_BYTES
 from trainer.data.tokenizers import Gpt2Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

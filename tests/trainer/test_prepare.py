@@ -25,9 +25,9 @@ from trainer import prepare
 from trainer.data.catalogue import PREPARED, shards_of
 from trainer.data.corpus import load_shakespeare
 from trainer.data.documents import documents, files_source
+from trainer.data.headers import HEADER_BYTES
 from trainer.data.manifest import MANIFEST_FILE, Manifest, Position
 from trainer.data.preparation import Preparation
-from trainer.data.shards import HEADER_BYTES
 from trainer.data.tokenizers import Gpt2Tokenizer
 from trainer.data.tokenizing import Tokenized, tokenized
 

@@ -19,11 +19,14 @@ from rundir.files import iter_metrics
 from trainer import DatasetConfig, TrainConfig, prepare
 from trainer.data.batches import TrainingOrder, cut, validation_batches
 from trainer.data.corpus import load_corpus, load_shakespeare
+from trainer.data.headers import HEADER_BYTES
 from trainer.data.manifest import MANIFEST_FILE, TRAINING, VALIDATION, prepared
-from trainer.data.shards import HEADER_BYTES, TokenShards
+from trainer.data.shards import TokenShards
 
 Mapping = dict[str, Any]
 Change = Callable[..., Mapping]
+
+LATER = "format 2, of a later optsweep; this one reads format 1: it takes a newer optsweep"
 
 
 def prepare_plays(directory: Path, shard_tokens: int) -> Path:
@@ -152,7 +155,7 @@ def test_training_on_shards_resumes_to_the_bit(
     assert {stream for stream, _ in undisturbed} == {"train", "val"}
 
 
-def test_launching_reads_the_manifest_and_no_shard(
+def test_launching_onto_a_cluster_reads_the_manifest_and_no_shard(
     plays: Path, tiny: Mapping, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare"
@@ -166,11 +169,11 @@ def edit(directory: Path, **values: object) -> None:
     path.write_text(json.dumps({**(read_json(path) or {}), **values}))
 
 
-def at_launch(mapping: Mapping, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return what a launch says of a configuration that it refuses."""
+def at_launch(mapping: Mapping, capsys: pytest.CaptureFixture[str], *, here: bool = False) -> str:
+    """Return what a launch, onto a cluster or here, says of a configuration that it refuses."""
 
     def command() -> int:
-        trainer.check(mapping)
+        trainer.check(mapping, here=here)
         return 0
 
     assert exit_code_of(command) == 2
@@ -209,7 +212,8 @@ def test_what_is_wrong_with_the_manifest_is_told_at_launch(
     again = f"python -m trainer.prepare finewebmini --out {shards}"
     for values, said in (
         ({"complete": False}, f"holds 9,700 of 9,700 tokens; go on with: {again}"),
-        ({"version": 2}, "manifest.json: version = 2; must be 1; update optsweep"),
+        ({"version": 2}, f"manifest.json has {LATER}"),
+        ({"version": "2"}, "manifest.json is damaged: its format is '2'; delete its directory"),
         ({"dataset": "fineweb1B"}, f"must be fineweb1B, which {shards} holds"),
         ({"tokenizer_sha256": "ab" * 32}, "tokenizer = 'gpt2'; must be gpt2 (abababab), as in"),
         ({"shards": [{}]}, "is damaged"),
@@ -259,7 +263,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
         lambda path: path.write_bytes(path.read_bytes()[:-2]),
         "{path} is truncated: it has 1254 bytes; must be 1256, for 500 tokens",
     ),
-    (lambda path: patch(path, 8, b"\x02"), "{path}: version = 2; must be 1; update optsweep"),
+    (lambda path: patch(path, 8, b"\x00"), "{path} is damaged: its format is 0; must be 1"),
     (
         lambda path: patch(path, 24, b"\xab" * 32),
         "{path}: its tokens are of tokenizer abababab; must be gpt2 (1ce16647)",
@@ -272,19 +276,36 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("harm", "message"), DAMAGE, ids=[text[:40] for _, text in DAMAGE])
-def test_a_wrong_shard_is_told_before_the_first_step(
-    harm: Callable[[Path], object], message: str, shards: Path
+def test_a_wrong_shard_is_told_at_a_launch_here_and_before_the_first_step(
+    harm: Callable[[Path], object],
+    message: str,
+    shards: Path,
+    tiny: Mapping,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = shards / "train_000003.bin"
     harm(path)
     with pytest.raises(UserError) as error:
         load_corpus(DatasetConfig(name="finewebmini", tokenizer="gpt2", path=str(shards)))
     said = str(error.value)
+    assert said == at_launch(on(shards, tiny), capsys, here=True)
     assert said.startswith(message.format(path=path))
     assert said.endswith(f"; python -m trainer.prepare finewebmini --out {shards} makes it again")
     assert "\n" not in said
     assert prepare.main(["finewebmini", "--out", str(shards), "--workers", "0"]) == 0
     load_corpus(DatasetConfig(name="finewebmini", tokenizer="gpt2", path=str(shards)))
+
+
+def test_a_shard_of_a_later_format_is_told_apart_and_kept(
+    shards: Path, tiny: Mapping, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shards / "train_000003.bin"
+    patch(path, 8, b"\x02")
+    before = path.read_bytes()
+    assert at_launch(on(shards, tiny), capsys, here=True) == f"{path} has {LATER}"
+    assert prepare.main(["finewebmini", "--out", str(shards), "--workers", "0"]) == 2
+    assert capsys.readouterr().err == f"error: {path} has {LATER}\n"
+    assert path.read_bytes() == before
 
 
 def test_a_token_that_is_none_is_told_where_it_is_read(shards: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 from rundir import UserError, unknown
 from rundir.errors import IllegalValue, require
 from trainer.config.dataset import DatasetConfig
+from trainer.config.device import may_have_cuda, no_cuda
 from trainer.config.hugging_face import HuggingFaceConfig
 from trainer.config.logging import LoggingParams
 from trainer.config.model import GPTConfig
 from trainer.config.parallel import refuse_whole_weights
 from trainer.config.training import TrainingParams
-from trainer.data.sources import TOKENIZERS, Splits, sizes
+from trainer.data.sources import TOKENIZERS, Splits, check_contents, sizes
 from trainer.fields import from_mapping
 from trainer.optim.params import OptimizerParams, optimizer_params
 
@@ -133,6 +134,19 @@ class TrainConfig:
             f"a multiple of {world_size}, the processes of the run: "
             "cluster.nodes x cluster.tasks_per_node",
         )
+
+    def check_place(self, *, here: bool) -> None:
+        """Refuse what can't be found where runs are launched, or will be.
+
+        Args:
+            here: whether they are carried out on this machine.
+
+        Raises:
+            UserError: the data is unusable at first sight, or this machine has no such device.
+        """
+        if here and self.device == "cuda" and not may_have_cuda():
+            raise no_cuda()
+        check_contents(self.data.name, self.data.path, here=here)
 
     def total_steps(self, tokens: int) -> int:
         """Optimizer steps of the whole run with ``tokens`` tokens to train on."""

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rundir import OptsweepError, UserError
+from rundir import OptsweepError
 from rundir.files import replacing
 from trainer.config import DatasetConfig
 from trainer.data.batches import Tokens
 from trainer.data.catalogue import PREPARED, shards_of
 from trainer.data.manifest import TRAINING, VALIDATION, prepared
 from trainer.data.shards import TokenShards
-from trainer.data.sources import Splits, split, text_files
+from trainer.data.sources import Splits, decoded, split, text_files
 from trainer.data.tokenizers import VOCAB_BPE_SHA256, ByteTokenizer, Gpt2Tokenizer
 
 log = logging.getLogger(__name__)
@@ -106,16 +106,7 @@ def load_shakespeare() -> str:
 
 
 def _text(path: str) -> str:
-    return "".join(map(_read, text_files(path)))
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"data.dataset.path: {file} is not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise UserError(f"data.dataset.path: {file}: {error.strerror}") from None
+    return "".join(piece for file in text_files(path) for piece in decoded(file))
 
 
 def _gpt2_tokens(text: str, vocab_bpe: str | None) -> NDArray[np.uint16]:

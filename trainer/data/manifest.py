@@ -20,10 +20,27 @@ from trainer.data.catalogue import command
 MANIFEST_FILE = "manifest.json"
 
 VERSION = 1
-"""Of manifest and shards. A reader refuses higher ones."""
+"""Of the format of manifest and shards. A reader refuses higher ones."""
 
 VALIDATION, TRAINING = "val", "train"
 """The splits; a shard's name begins with its own."""
+
+
+class LaterFormat(UserError):
+    """A later optsweep wrote the file: it is whole, and nothing here can make it again."""
+
+
+def refuse_later(path: Path, version: object) -> None:
+    """Refuse a file whose format this optsweep does not know yet.
+
+    Raises:
+        LaterFormat: so.
+    """
+    if isinstance(version, int) and version > VERSION:
+        raise LaterFormat(
+            f"{path} has format {version}, of a later optsweep; this one reads format {VERSION}: "
+            "it takes a newer optsweep"
+        )
 
 
 @dataclass(frozen=True)
@@ -109,8 +126,9 @@ def _read(path: Path, *_: int) -> Manifest:
     if raw is None:
         raise UserError(f"{path} is damaged: it is no JSON object; {_ANEW}")
     version = raw.pop("version", None)
+    refuse_later(path, version)
     if version != VERSION:
-        raise UserError(f"{path}: version = {version!r}; must be {VERSION}; update optsweep")
+        raise UserError(f"{path} is damaged: its format is {version!r}; {_ANEW}")
     try:
         shards = tuple(
             Shard(**{**shard, "end": Position(**shard["end"])}) for shard in raw.pop("shards")

@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 
 from rundir import OptsweepError, UserError
 from rundir.files import replacing
-from trainer.data.manifest import MANIFEST_FILE, TRAINING, VALIDATION, Manifest, Position, Shard
-from trainer.data.shards import Header, check_shard, check_tokens, write_shard
+from trainer.data.headers import Header, check_shard, check_tokens
+from trainer.data.manifest import (
+    MANIFEST_FILE,
+    TRAINING,
+    VALIDATION,
+    LaterFormat,
+    Manifest,
+    Position,
+    Shard,
+)
+from trainer.data.shards import write_shard
 from trainer.data.tokenizers import END_OF_TEXT
 from trainer.data.tokenizing import Tokenized
 
@@ -70,6 +79,7 @@ class Preparation:
             verify: read every token of the shards that are there, not their headers only.
 
         Raises:
+            LaterFormat: a shard is of a later version; it stays.
             UserError: the source holds no tokens for training.
             OptsweepError: it is not what it was when a damaged shard was first made.
         """
@@ -85,6 +95,8 @@ class Preparation:
         for shard in self.manifest.shards:
             try:
                 check(self.directory, self.manifest, shard)
+            except LaterFormat:
+                raise
             except UserError:
                 stream = self._open(before)
                 again = self._write(shard.file, shard.split, shard.tokens, stream)

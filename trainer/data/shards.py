@@ -6,9 +6,7 @@ Shapes: B windows, L tokens of a window.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,95 +15,10 @@ from numpy.typing import NDArray
 
 from rundir import UserError
 from trainer.data.catalogue import command
-from trainer.data.manifest import MANIFEST_FILE, VERSION, Manifest, Shard
+from trainer.data.headers import HEADER_BYTES, Header, whole_shards
+from trainer.data.manifest import Manifest
 
-MAGIC = b"optsweep"
-_FIELDS = struct.Struct("<8sIIQ32s32s")
-"""Magic, version, bytes a token, tokens, hash of the tokenizer, hash of the tokens."""
-HEADER_BYTES = 256
-"""A multiple of a cache line, with room for what later versions may add."""
 TOKEN = np.dtype("<u2")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a shard says of itself."""
-
-    tokens: int
-    tokenizer_sha256: str
-    sha256: str
-    """Of the tokens as they lie in the file."""
-    version: int = VERSION
-
-    def pack(self) -> bytes:
-        """Return the bytes that a shard begins with."""
-        hashes = bytes.fromhex(self.tokenizer_sha256), bytes.fromhex(self.sha256)
-        fields = _FIELDS.pack(MAGIC, self.version, TOKEN.itemsize, self.tokens, *hashes)
-        return fields.ljust(HEADER_BYTES, b"\0")
-
-    @classmethod
-    def of(cls, path: Path) -> Header:
-        """Read the header of a whole shard.
-
-        Raises:
-            UserError: the file is no shard, of a later version, or truncated.
-        """
-        try:
-            with path.open("rb") as file:
-                raw = file.read(HEADER_BYTES)
-            size = path.stat().st_size
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        if not raw.startswith(MAGIC):
-            raise UserError(f"{path} is no shard of tokens: its magic is {raw[:8]!r}")
-        if len(raw) < HEADER_BYTES:
-            raise UserError(f"{path} is truncated: it has {len(raw)} bytes, less than a header")
-        _, version, width, tokens, tokenizer, digest = _FIELDS.unpack_from(raw)
-        if version != VERSION:
-            raise UserError(f"{path}: version = {version}; must be {VERSION}; update optsweep")
-        if width != TOKEN.itemsize or size != HEADER_BYTES + width * tokens:
-            raise UserError(
-                f"{path} is truncated: it has {size} bytes; must be "
-                f"{HEADER_BYTES + TOKEN.itemsize * tokens}, for {tokens} tokens"
-            )
-        return cls(tokens, tokenizer.hex(), digest.hex(), version)
-
-
-def check_shard(directory: Path, manifest: Manifest, shard: Shard) -> Path:
-    """Return the path of a shard whose header is what the manifest says; reads no tokens.
-
-    Raises:
-        UserError: it is not.
-    """
-    path = directory / shard.file
-    header = Header.of(path)
-    if header.tokenizer_sha256 != manifest.tokenizer_sha256:
-        raise UserError(
-            f"{path}: its tokens are of tokenizer {header.tokenizer_sha256[:8]}; must be "
-            f"{manifest.tokenizer} ({manifest.tokenizer_sha256[:8]})"
-        )
-    if (header.tokens, header.sha256) != (shard.tokens, shard.sha256):
-        raise UserError(
-            f"{path} is another shard than {MANIFEST_FILE} names: {header.tokens} tokens of hash "
-            f"{header.sha256[:8]}; must be {shard.tokens} of {shard.sha256[:8]}"
-        )
-    return path
-
-
-def check_tokens(directory: Path, manifest: Manifest, shard: Shard) -> None:
-    """As :func:`check_shard`, and read every token for its hash: seconds a gigabyte.
-
-    Raises:
-        UserError: it is not what the manifest says.
-    """
-    path = check_shard(directory, manifest, shard)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(HEADER_BYTES)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != shard.sha256:
-        raise UserError(f"{path} is damaged: its tokens have another hash")
 
 
 def write_shard(file: IO[bytes], parts: Iterable[NDArray[Any]], tokenizer_sha256: str) -> Header:
@@ -142,11 +55,7 @@ class TokenShards:
         shards = manifest.of(split)
         self._again = command(manifest.dataset, directory)
         self._vocabulary = manifest.vocab_size
-        try:
-            paths = [check_shard(directory, manifest, shard) for shard in shards]
-        except UserError as error:
-            raise UserError(f"{error}; {self._again} makes it again") from None
-        self._paths = paths
+        paths = self._paths = whole_shards(directory, manifest, split)
         # Plain views: slicing a memmap itself costs 3 µs, five times as much as copying a window.
         self._parts = [
             np.memmap(path, TOKEN, "r", HEADER_BYTES, (shard.tokens,)).view(np.ndarray)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from rundir import UserError
 from rundir.errors import IllegalValue
 from trainer.data.catalogue import PREPARED, shards_of
+from trainer.data.headers import check_headers
 from trainer.data.manifest import TRAINING, VALIDATION, prepared
 
 TOKENIZERS = {"bytes": 256, "gpt2": 50257}
@@ -27,6 +32,12 @@ DATASETS = ("shakespeare", "text", *PREPARED)
 VALIDATION_PART = 10
 """The last 1/VALIDATION_PART of the tokens, rounded down, is the validation split; prepared
 datasets have one of their own."""
+
+
+CHECKED_BYTES = 1 << 26
+"""How much of a text a launch reads, of all its files together; a fifth of a second's work."""
+
+_CHUNK_BYTES = 1 << 20
 
 
 class Splits(NamedTuple):
@@ -80,3 +91,53 @@ def text_files(path: str) -> list[Path]:
             "or a directory with *.txt files"
         )
     return files
+
+
+def check_contents(dataset: str, path: str | None, *, here: bool) -> None:
+    """Refuse data of which a look tells that no run can train on it.
+
+    Args:
+        dataset: its name.
+        path: ``data.dataset.path``.
+        here: whether runs read it on this machine; only then are the shards looked at, as a cluster
+            may have them where its login node has their manifest alone.
+
+    Raises:
+        UserError: the first CHECKED_BYTES of a text are not UTF-8, or a shard is not what the
+            manifest says.
+    """
+    if dataset == "text":
+        found = [(file, file.stat()) for file in text_files(path or "")]
+        _check_text(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in found))
+    elif dataset in PREPARED and here:
+        check_headers(dataset, shards_of(dataset, path))
+
+
+@lru_cache(maxsize=16)
+def _check_text(files: tuple[tuple[Path, int, int], ...]) -> None:
+    left = CHECKED_BYTES
+    for file, size, _ in files:
+        for _ in decoded(file, most=left):
+            pass
+        left -= min(left, size)
+
+
+def decoded(file: Path, most: int = sys.maxsize) -> Iterator[str]:
+    """Yield the text of a file, or of its first ``most`` bytes, in pieces.
+
+    Raises:
+        UserError: it is not UTF-8, or can't be read.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0
+    try:
+        with file.open("rb") as stream:
+            while raw := stream.read(min(_CHUNK_BYTES, most - read)):
+                yield decoder.decode(raw)
+                read += len(raw)
+            decoder.decode(b"", final=not stream.read(1))
+    except UnicodeDecodeError as error:
+        at = read - len(decoder.getstate()[0]) + error.start
+        raise UserError(f"data.dataset.path: {file} is not UTF-8 at byte {at}") from None
+    except OSError as error:
+        raise UserError(f"data.dataset.path: {file}: {error.strerror}") from None
