@@ -102,9 +102,9 @@ def test_what_runs_ask_of_the_cluster_is_no_part_of_their_names(composer):
 
 def test_every_run_is_checked_with_its_own_config(composer, monkeypatch):
     seen = []
-    monkeypatch.setattr(tasks, "check", lambda config: seen.append(config["seed"]))
-    candidates(composer, "s", [{"seed": i} for i in range(20)], FIXED)
-    assert seen == list(range(20))
+    monkeypatch.setattr(tasks, "check", lambda config, here: seen.append((config["seed"], here)))
+    candidates(composer, "s", [{"seed": i} for i in range(20)], FIXED, here=False)
+    assert seen == [(seed, False) for seed in range(20)]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,24 @@ def test_whatever_a_check_raises_is_the_users_error_in_one_line(
     assert str(raised.value) == said
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_a_check_is_told_of_the_place_what_it_asks_for(here, tmp_path, monkeypatch):
+    (tmp_path / "placed.py").write_text(PLACED)
+    monkeypatch.syspath_prepend(tmp_path)
+    cluster = {"nodes": 2, "tasks_per_node": 4}
+    with pytest.raises(UserError) as raised:
+        tasks.check({"check": "placed.check", "task": "placed.run", "cluster": cluster}, here=here)
+    assert str(raised.value) == f"8 here: {here}"
+
+
+PLACED = """
+from rundir import UserError
+
+def check(config, world_size, *, here):
+    raise UserError(f"{world_size} here: {here}")
+"""
+
+
 MINE = """
 from rundir import UserError
 
