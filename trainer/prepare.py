@@ -146,7 +146,7 @@ def _refuse_other(
     name: str, directory: Path, manifest: Manifest, options: argparse.Namespace
 ) -> None:
     """Refuse to go on with shards that were begun otherwise than it is asked now."""
-    from trainer.data.documents import files_source
+    from trainer.data.documents import check_files, files_source, names_of
 
     asked: dict[str, Any] = {"dataset": name}
     asked |= {key: getattr(options, key) for key in ("tokens", "val_tokens", "shard_tokens")}
@@ -157,11 +157,12 @@ def _refuse_other(
             raise IllegalValue("NAME" if key == "dataset" else _flag(key), value, must)
     if options.source is not None:
         column = options.column or manifest.source["column"]
-        if files_source(options.source, column) != manifest.source:
+        if names_of(files_source(options.source, column)) != names_of(manifest.source):
             raise UserError(
-                f"--source: must be the files, as they were, with which {directory} was begun; or "
-                "give another --out"
+                f"--source: must be the files with which {directory} was begun; or give another "
+                "--out"
             )
+        check_files(manifest.source)
 
 
 def _make(directory: Path, manifest: Manifest, options: argparse.Namespace) -> int:

@@ -72,7 +72,7 @@ class Training:
         torch.manual_seed(config.seed)
         corpus = load_corpus(config.data)
         self.train_tokens, self._validation = len(corpus.train), corpus.validation
-        self.content = corpus.content
+        self.content, self.origin = corpus.content, corpus.origin
         config.check_length(corpus.sizes)
         self.total_steps = config.total_steps(len(corpus.train))
         params = config.training

@@ -394,7 +394,7 @@ def test_data_that_only_tokenizing_can_measure_is_checked_before_the_first_step(
     from trainer.data.corpus import Corpus
     from trainer.parallel import Ranks
 
-    short = Corpus(np.zeros(900, np.uint8), np.zeros(100, np.uint8), "5f70bf18a086")
+    short = Corpus(np.zeros(900, np.uint8), np.zeros(100, np.uint8), *["5f70bf18a086"] * 2)
     monkeypatch.setattr(training, "load_corpus", lambda _: short)
     with pytest.raises(OptsweepError, match=r"context_length = 128; must be at most 99"):
         training.Training(TrainConfig(), Ranks(0, 1, torch.device("cpu")))

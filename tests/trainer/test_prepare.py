@@ -410,7 +410,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     [
         (("--tokens", "7"), "--tokens = 7; must be 2000, with which data/finewebmini was begun"),
         (("--shard-tokens", "7"), "--shard-tokens = 7; must be 600, with which data/finewebmini"),
-        (("--source", "c.parquet"), "--source: must be the files, as they were, with which data/"),
+        (("--source", "c.parquet"), "--source: must be the files with which data/"),
     ],
 )
 def test_going_on_otherwise_than_begun_is_refused(
@@ -440,6 +440,30 @@ def test_a_source_that_has_changed_is_refused_when_it_is_needed(
     capsys.readouterr()
     assert run("finewebmini", "--workers", "0") == 2
     assert f"--source {parquet[0]}: is gone; must have " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_replaced_by_one_of_its_size_is_refused_when_it_is_needed(
+    parquet: list[str], capsys: pytest.CaptureFixture[str], named: bool
+) -> None:
+    run("finewebmini", *SMALL, "--source", *parquet)
+    Path("data/finewebmini/train_000001.bin").unlink()
+    raw = Path(parquet[0]).read_bytes()
+    Path(parquet[0]).unlink()
+    Path(parquet[0]).write_bytes(raw)
+    again = ["finewebmini", "--workers", "0", *(["--source", *parquet] if named else [])]
+    capsys.readouterr()
+    assert run(*again) == 2
+    assert capsys.readouterr().err == (
+        f"error: --source {parquet[0]}: was written since the preparation began; must be as it was "
+        "at the beginning\n"
+    )
+    # Of what was begun before times were recorded, the sizes must do.
+    manifest = Manifest.read(Path("data/finewebmini"))
+    assert manifest is not None
+    sizes = [[file, size] for file, size, _ in manifest.source["files"]]
+    replace(manifest, source={**manifest.source, "files": sizes}).write(Path("data/finewebmini"))
+    assert run(*again) == 0
 
 
 def test_the_list_tells_what_is_prepared_and_where(

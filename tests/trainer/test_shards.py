@@ -155,6 +155,32 @@ def test_training_on_shards_resumes_to_the_bit(
     assert {stream for stream, _ in undisturbed} == {"train", "val"}
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_resumed_on_shards_cut_otherwise_only_other_tokens_are_told(
+    plays: Path,
+    tiny: Mapping,
+    tmp_path: Path,
+    stopping_run: type[Run],
+    caplog: pytest.LogCaptureFixture,
+    is_same: bool,
+) -> None:
+    undisturbed = curve(tmp_path / "a", on(plays, tiny))
+    with stopping_run(tmp_path / "b", 5) as run, pytest.raises(Preempted):
+        trainer.train(TrainConfig.from_mapping(on(plays, tiny)), run)
+    recut = tmp_path / "recut"
+    sizes = ("--tokens", "9000", "--val-tokens", "700", "--shard-tokens", "2345")
+    source = Path(prepared("finewebmini", plays).source["files"][0][0])
+    if not is_same:
+        documents = source.read_text().splitlines(keepends=True)
+        source = tmp_path / "other.jsonl"
+        source.write_text("".join(reversed(documents)))
+    arguments = ["finewebmini", *sizes, "--source", str(source), "--out", str(recut)]
+    assert prepare.main([*arguments, "--workers", "0"]) == 0
+    caplog.clear()
+    assert (curve(tmp_path / "b", on(recut, tiny)) == undisturbed) is is_same
+    assert any("other batches follow" in line for line in caplog.messages) is not is_same
+
+
 def test_launching_onto_a_cluster_reads_the_manifest_and_no_shard(
     plays: Path, tiny: Mapping, tmp_path: Path
 ) -> None:

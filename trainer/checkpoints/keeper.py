@@ -279,6 +279,7 @@ def _data_record(training: Training) -> dict[str, Any]:
         "tokenizer": config.data.tokenizer,
         "train_tokens": training.train_tokens,
         "content": training.content,
+        "origin": training.origin,
         "tokens_processed": config.training.tokens_processed,
         "context_length": config.training.context_length,
         "seed": config.seed,
@@ -335,9 +336,11 @@ def _refuse_other_run(directory: Path, state: dict[str, Any], training: Training
     _refuse_other(directory, state, "model_config", asdict(config.model))
     _refuse_other(directory, state, "optimizer_name", config.optimizer.name)
     _refuse_other_groups(directory, state.get("optimizer_groups"), training)
-    ours = _data_record(training)
-    for key, theirs in state.get("data", {}).items():
-        if ours.get(key, theirs) != theirs:
+    ours, before = _data_record(training), state.get("data", {})
+    either = ("content", "origin")  # prepared anew, one of them may be another
+    known = either if any(before.get(key) == ours[key] for key in either) else ("origin",)
+    for key, theirs in before.items():
+        if key not in known and ours.get(key, theirs) != theirs:
             said = "the checkpoint of step %d is of data with %s = %r, now %r: other batches follow"
             log.warning(said, state["step"], key, theirs, ours[key])
     now = _settings(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import lzma
 import os
@@ -44,7 +45,10 @@ class Corpus:
     train: Tokens
     validation: Tokens
     content: str
-    """Hash of all the tokens, the first digits of it."""
+    """Hash of all the tokens, the first digits of it. Of prepared ones it goes by the shards: cut
+    otherwise, the same tokens have another."""
+    origin: str
+    """Hash of what prepared tokens follow from, however they are cut; otherwise the content."""
 
     @property
     def sizes(self) -> Splits:
@@ -71,16 +75,17 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     else:
         tokens = _gpt2_tokens(text, config.vocab_bpe)
     training, _ = split(len(tokens))
-    content = hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()
-    return Corpus(tokens[:training], tokens[training:], content[:CONTENT_DIGITS])
+    content = hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()[:CONTENT_DIGITS]
+    return Corpus(tokens[:training], tokens[training:], content, origin=content)
 
 
 def _shards(config: DatasetConfig) -> Corpus:
     directory = shards_of(config.name, config.path)
     manifest = prepared(config.name, directory)
     train, validation = (TokenShards(directory, manifest, s) for s in (TRAINING, VALIDATION))
-    hashes = "".join(shard.sha256 for shard in manifest.shards)
-    content = hashlib.sha256(hashes.encode()).hexdigest()[:CONTENT_DIGITS]
+    content = _digits("".join(shard.sha256 for shard in manifest.shards))
+    made_of = [manifest.source, manifest.tokenizer_sha256, len(validation), len(train)]
+    origin = _digits(json.dumps(made_of, sort_keys=True))
     log.info(
         "%s: %d tokens in %d shards of %s, content %s",
         config.name,
@@ -89,7 +94,11 @@ def _shards(config: DatasetConfig) -> Corpus:
         directory,
         content,
     )
-    return Corpus(train, validation, content)
+    return Corpus(train, validation, content, origin)
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:CONTENT_DIGITS]
 
 
 def load_shakespeare() -> str:

@@ -43,22 +43,43 @@ def files_source(patterns: Sequence[str], column: str) -> Source:
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
         raise UserError(f"--source has files of kinds {', '.join(sorted(kinds))}; must be of one")
-    sizes = [[os.path.abspath(file), os.path.getsize(file)] for file in files]
     kind = kinds.pop()
-    return {"files": sizes, "kind": kind, "column": "text" if kind == "text" else column}
+    return {
+        "files": [[os.path.abspath(file), *_state_of(file)] for file in files],
+        "kind": kind,
+        "column": "text" if kind == "text" else column,
+    }
 
 
 def check_files(source: Source) -> None:
     """Refuse files that are not what they were when the preparation was begun.
 
     Raises:
-        UserError: one is gone or has another size.
+        UserError: one is gone, has another size, or was written since.
     """
-    for file, size in source.get("files", ()):
-        found = os.path.getsize(file) if os.path.exists(file) else None
+    for file, size, *written in source.get("files", ()):  # early manifests have no time
+        if not os.path.exists(file):
+            raise UserError(
+                f"--source {file}: is gone; must have {size} bytes, as at the beginning"
+            )
+        found, *since = _state_of(file)
         if found != size:
-            now = "is gone" if found is None else f"has {found} bytes"
-            raise UserError(f"--source {file}: {now}; must have {size}, as at the beginning")
+            must = f"must have {size}, as at the beginning"
+            raise UserError(f"--source {file}: has {found} bytes; {must}")
+        if written and since != written:
+            must = "must be as it was at the beginning"
+            raise UserError(f"--source {file}: was written since the preparation began; {must}")
+
+
+def names_of(source: Source) -> dict[str, Any]:
+    """Return the source without the state that its files were in."""
+    return {**source, "files": [file for file, *_ in source.get("files", ())]}
+
+
+def _state_of(file: str) -> tuple[int, int]:
+    """Return what another file in its place would differ in: bytes, and when it was written."""
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
 
 
 def hub_source(name: str) -> Source:
@@ -88,7 +109,7 @@ def told(source: Source) -> str:
     if "repo" in source:
         config = f" {source['config']}" if source["config"] else ""
         return f"{source['repo']}{config} at {str(source['revision'])[:8]}"
-    first, *more = (file for file, _ in source["files"])
+    first, *more = (file for file, *_ in source["files"])
     return f"{first} and {len(more)} more" if more else str(first)
 
 
@@ -130,7 +151,7 @@ def _stream(source: Source) -> Any:
     if "repo" in source:
         place = {"path": source["repo"], "name": source["config"], "revision": source["revision"]}
     else:
-        place = {"path": source["kind"], "data_files": [file for file, _ in source["files"]]}
+        place = {"path": source["kind"], "data_files": [file for file, *_ in source["files"]]}
         if source["kind"] == "text":
             place["sample_by"] = "document"
     stream = datasets.load_dataset(**place, split="train", streaming=True)
