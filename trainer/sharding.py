@@ -53,6 +53,10 @@ class Shards:
     def take_gradients(self) -> None:
         """Give the parts the gradients that backward left in the model."""
         for part, whole in self._whole.items():
+            here = whole.to_local().detach()
+            if here.data_ptr() != part.data_ptr():
+                # Some versions of torch move uneven parts in the first pass.
+                part.data = here
             gradient = whole.grad
             part.grad = None if gradient is None else gradient.to_local()  # type: ignore[attr-defined]
             whole.grad = None
