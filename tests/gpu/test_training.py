@@ -101,7 +101,9 @@ def test_a_process_that_has_not_touched_the_device_trains_on_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "soap"])
 def test_a_machine_without_a_compiler_trains_by_torch(tmp_path: Path, optimizer: str) -> None:
-    found = records_of_a_process(tmp_path, optimizer=optimizer, compiler=False, max_steps=3)
+    found = records_of_a_process(
+        tmp_path, optimizer=optimizer, compiler=False, compile=True, max_steps=3
+    )
     assert len(found) == 3
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from trainer.data.corpus import CACHE_VARIABLE
+from trainer.kernels.backend import launch_fault
 from trainer.model import GPT
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ def can_compile(device: torch.device) -> bool:
     """Say whether this machine can, and choose the cache; where it can't, the log says so."""
     if device.type == "cpu" and not has_compiler():
         log.info("training_params.compile: not used, there is no C++ compiler here")
+        return False
+    if device.type == "cuda" and (fault := launch_fault()):
+        log.info("training_params.compile: not used. %s", fault)
         return False
     if INDUCTOR_VARIABLE not in os.environ:
         cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/optsweep").expanduser()

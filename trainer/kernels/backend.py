@@ -73,7 +73,7 @@ def launch_fault() -> str | None:
         return "Triton is not installed here; it comes with the extra optsweep[triton]"
     fault = _toolchain_fault()
     if fault is not None:
-        log.info("Triton's kernels: not used here, %s", fault)
+        log.info("backend: torch. %s", fault)
     return fault
 
 
@@ -81,12 +81,14 @@ def _toolchain_fault() -> str | None:
     # As Triton looks for one. It builds another launcher where a kernel takes other arguments, so
     # that what lies in its cache proves nothing.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "it needs a C compiler, and there is no gcc, no clang, and no CC in the environment"
+        return (
+            "Triton needs a C compiler, and there is no gcc, no clang, and no CC in the environment"
+        )
     try:
         from triton.runtime import driver
 
         driver.active.get_current_device()
     except Exception as error:  # noqa: BLE001 - a compiler's, a linker's, a file system's
         said = (str(error).strip().splitlines() or [""])[0]
-        return f"it cannot build what launches them: {type(error).__name__}: {said}"
+        return f"Triton cannot build what launches its kernels: {type(error).__name__}: {said}"
     return None

@@ -87,7 +87,7 @@ def test_a_machine_without_a_compiler_is_told_from_one_with(
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert _toolchain_fault() == (
-        "it needs a C compiler, and there is no gcc, no clang, and no CC in the environment"
+        "Triton needs a C compiler, and there is no gcc, no clang, and no CC in the environment"
     )
     monkeypatch.setenv("CC", "cc")
     if torch.cuda.is_available():
@@ -95,4 +95,4 @@ def test_a_machine_without_a_compiler_is_told_from_one_with(
     pytest.importorskip("triton")
     said = _toolchain_fault()
     assert said is not None
-    assert said.startswith("it cannot build what launches them: RuntimeError: 0 active drivers")
+    assert said.startswith("Triton cannot build what launches its kernels: RuntimeError: 0 active")
