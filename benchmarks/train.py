@@ -35,6 +35,7 @@ from sides import CASES, LOCK, Case
 
 from trainer.compute.compilation import has_compiler
 from trainer.compute.throughput import peak_of
+from trainer.kernels.backend import launch_fault
 from trainer.model import flops_per_token, parameter_count
 
 CPU_RATIO, CUDA_MFU = 1.15, {"gpt-medium": 0.5}
@@ -198,13 +199,23 @@ def sides_of(size: str, *, quick: bool, device: str) -> tuple[list[str], list[st
     if importlib.util.find_spec("transformers") is None:
         names = [name for name in names if not name.startswith("llama")]
         notes.append("no Llama: transformers is not installed (optsweep[hf])")
-    if device == "cpu" and (quick or not has_compiler()):
+    obstacle = _compiles_nothing(quick=quick, device=device)
+    if obstacle:
         names = [name for name in names if "compiled" not in name]
-        notes.append("nothing compiled: " + ("--quick" if quick else "no C++ compiler"))
+        notes.append(f"nothing compiled: {obstacle}")
     if device == "cuda" and size != COMPILED_PEER and "llama, compiled" in names:
         names.remove("llama, compiled")
         notes.append(f"{size}: Llama only eager, to be done in time")
     return names, notes
+
+
+def _compiles_nothing(*, quick: bool, device: str) -> str:
+    """Return why nothing is compiled; empty where something is."""
+    if device == "cuda":
+        return launch_fault() or ""
+    if quick:
+        return "--quick"
+    return "" if has_compiler() else "no C++ compiler"
 
 
 def main() -> int:

@@ -49,11 +49,16 @@ def test_ratios_are_of_the_turns_and_the_faster_llama_counts(bench, capsys) -> N
     assert rows[-1][-1] == "ended with code 1"
 
 
-def test_without_transformers_the_peer_is_left_out_and_it_says_so(bench, monkeypatch) -> None:
+def test_what_is_not_installed_is_left_out_and_it_says_so(bench, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    bench.train.launch_fault.cache_clear()
     names, notes = bench.train.sides_of("gpt-small", quick=False, device="cuda")
-    assert names == ["ours", "ours, compiled"]
-    assert notes == ["no Llama: transformers is not installed (optsweep[hf])"]
+    bench.train.launch_fault.cache_clear()
+    assert names == ["ours"]
+    assert notes == [
+        "no Llama: transformers is not installed (optsweep[hf])",
+        "nothing compiled: Triton is not installed here; it comes with the extra optsweep[triton]",
+    ]
 
 
 def test_a_side_steps_when_it_is_asked(bench) -> None:
