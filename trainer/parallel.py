@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rundir import OptsweepError, RanksLost, Run
+from rundir import Diverged, OptsweepError, Preempted, RanksLost, Run
 from trainer.config.device import no_cuda
 
 _kept: list[object] = []
@@ -119,8 +119,11 @@ def joined(run: Run, wanted: str) -> Iterator[Ranks]:
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.size)
         keep(dist.group.WORLD)
         yield ranks
-    except OptsweepError:
-        dist.destroy_process_group()
+    except OptsweepError as error:
+        # ncclCommDestroy waits until all ranks of the node call it. They do where all end for one
+        # reason; a rank that fails alone, with a full disk say, has to end, or none hears of it.
+        if not is_cuda or isinstance(error, (Diverged, Preempted)):
+            dist.destroy_process_group()
         raise
     except RuntimeError as error:
         if _is_lost_contact(error):
