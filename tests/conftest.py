@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,35 @@ class Shell:
             self("-m", "sweeps", "status", *sweep, "--json", code=None).stdout
         )["runs"]
         return found
+
+    def wait_until(
+        self,
+        condition: Callable[[list[dict[str, Any]]], object],
+        seconds: float = 120,
+        sweep: str = "s",
+    ) -> list[dict[str, Any]]:
+        """Return the sweep's runs once they meet the condition."""
+        end = time.monotonic() + seconds
+        while True:
+            found = self.status(sweep)
+            if condition(found):
+                return found
+            assert time.monotonic() < end, (found, self.logs(sweep))
+            time.sleep(0.2)
+
+    @staticmethod
+    def ended(runs: list[dict[str, Any]]) -> bool:
+        return not {run["state"] for run in runs} & {"pending", "running", "planned"}
+
+    @staticmethod
+    def completed(runs: list[dict[str, Any]]) -> bool:
+        return {run["state"] for run in runs} == {"completed"}
+
+    def logs(self, sweep: str = "s") -> str:
+        """Return the ends of the logs of the sweep's workers and runs."""
+        folder = self.cwd / "multirun" / sweep
+        files = [*folder.glob(".sweep/submissions/*/*_log.out"), *folder.glob("**/train*.log")]
+        return "\n".join(f"--- {file}\n{file.read_text()[-3000:]}" for file in files)
 
 
 @pytest.fixture

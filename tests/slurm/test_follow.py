@@ -45,15 +45,9 @@ def launch(toy, *more: str) -> tuple[str, ...]:
     return ("launch", "-m", *toy, "paths.sweep=s", "cluster=slurm", "cluster.timeout_min=10", *more)
 
 
-def until(login, state: str, seconds: float = 120) -> dict:
+def until(login, state: str) -> dict:
     """Return the first run once it is in the state."""
-    end = time.monotonic() + seconds
-    while True:
-        run = login.status("s")[0]
-        if run["state"] == state:
-            return run
-        assert time.monotonic() < end, run
-        time.sleep(0.3)
+    return login.wait_until(lambda runs: runs[0]["state"] == state)[0]
 
 
 def test_promise_14_status_of_any_number_of_runs_asks_squeue_once(login, slurm, toy):

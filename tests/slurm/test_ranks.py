@@ -29,29 +29,8 @@ def login(shell, slurm_resolving):
     slurm_resolving.wait_idle()
 
 
-def wait_until(login, condition, seconds: float = 120) -> list[dict]:
-    """Return the sweep's states once they meet the condition."""
-    end = time.monotonic() + seconds
-    while True:
-        found = login.status("s")
-        if condition(found):
-            return found
-        assert time.monotonic() < end, (found, logs(login))
-        time.sleep(0.3)
-
-
-def ended(runs: list[dict]) -> bool:
-    return not {run["state"] for run in runs} & {"pending", "running", "planned"}
-
-
-def logs(login) -> str:
-    files = [*login.cwd.glob("multirun/s/.sweep/submissions/*/*_log.out")]
-    files += [*login.cwd.glob("multirun/s/**/train*.log")]
-    return "\n".join(f"--- {file}\n{file.read_text()[-3000:]}" for file in files)
-
-
-def at_step(step: int):
-    return lambda runs: all((run.get("step") or 0) >= step for run in runs) or ended(runs)
+def at_step(login, step: int):
+    return lambda runs: all((run.get("step") or 0) >= step for run in runs) or login.ended(runs)
 
 
 def records(login, run: dict, stream: str = "train") -> list[dict]:
@@ -77,8 +56,8 @@ def processes_of(directory: Path) -> dict[int, int]:
 def test_promise_21_two_nodes_of_two_tasks_make_one_run_with_the_losses_of_one_process(login):
     sweep = ("launch", "-m", *REAL, f"{STEPS}=5", "optimizer=adamw,dap-ns-nadam")
     login(*sweep, *SHAPE, "paths.sweep=s", "cluster.workers=1")
-    runs = wait_until(login, ended)
-    assert [run["state"] for run in runs] == ["completed"] * 2, logs(login)
+    runs = login.wait_until(login.ended)
+    assert [run["state"] for run in runs] == ["completed"] * 2, login.logs()
     login(*sweep, "paths.sweep=s", "paths.multirun=alone", "cluster.cpus_per_task=1")
     for run in runs:
         assert [record["step"] for record in records(login, run)] == [1, 2, 3, 4, 5]
@@ -99,8 +78,8 @@ def long_run(login) -> tuple[tuple[str, ...], dict, dict[int, int]]:
     """Begin a run of 200 steps; return its command, its state after five and its processes."""
     command = ("launch", "-m", *REAL, f"{STEPS}=200", *SHAPE, "paths.sweep=s", "seed=1")
     login(*command)
-    (run,) = wait_until(login, at_step(5))
-    assert run["state"] == "running", logs(login)
+    (run,) = login.wait_until(at_step(login, 5))
+    assert run["state"] == "running", login.logs()
     processes = processes_of(login.cwd / run["directory"])
     assert sorted(processes) == [0, 1, 2, 3]
     return command, run, processes
@@ -117,7 +96,7 @@ def test_promise_21_a_rank_that_is_killed_fails_the_run_and_is_named(login):
     _, _, processes = long_run(login)
     began = time.monotonic()
     os.kill(processes[2], signal.SIGKILL)
-    (run,) = wait_until(login, ended)
+    (run,) = login.wait_until(login.ended)
     assert run["state"] == "failed"
     assert run["reason"].startswith("rank 2 on 127.0.1.2: killed by SIGKILL"), run["reason"]
     wait_for_death(processes.values())
@@ -129,19 +108,19 @@ def test_promise_21_no_rank_outlives_the_worker_that_holds_the_claim(login):
     claim = json.loads((login.cwd / "multirun/s/.sweep/claims/0.1").read_text())
     os.kill(claim["pid"], signal.SIGKILL)
     wait_for_death(processes.values())
-    (run,) = wait_until(login, ended)
+    (run,) = login.wait_until(login.ended)
     assert run["state"] in {"lost", "failed", "node_fail"}
 
 
 def test_promise_21_a_cancelled_run_of_four_ranks_is_resumed_from_its_checkpoint(login):
     command, run, _ = long_run(login)
     subprocess.run(["scancel", run["job"]], env=login.environment(), check=True)
-    (run,) = wait_until(login, ended)
-    assert run["state"] == "preempted", (run["reason"], logs(login))
+    (run,) = login.wait_until(login.ended)
+    assert run["state"] == "preempted", (run["reason"], login.logs())
     assert run["reason"].startswith("SIGTERM at step ")
     stopped = records(login, run)[-1]["step"]
     login(*command)
-    wait_until(login, at_step(stopped + 5))
+    login.wait_until(at_step(login, stopped + 5))
     second = [record["step"] for record in records(login, run) if record["attempt"] == 2]
     assert second[0] == stopped + 1
     assert len({(record["attempt"], record["step"]) for record in records(login, run)}) == len(
@@ -156,7 +135,7 @@ def test_promise_21_requeued_by_slurm_four_ranks_go_on_by_themselves(login):
     subprocess.run(["scontrol", "requeue", run["job"]], env=env, check=True)
     deadline = time.monotonic() + 90
     while records(login, run)[-1]["attempt"] == 1:
-        assert time.monotonic() < deadline, (login.status("s"), logs(login))
+        assert time.monotonic() < deadline, (login.status("s"), login.logs())
         time.sleep(0.3)
     first = [r["step"] for r in records(login, run) if r["attempt"] == 1]
     second = [r["step"] for r in records(login, run) if r["attempt"] == 2]

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import time
 
 import pytest
 
@@ -31,18 +30,11 @@ def login(shell, slurm):
     slurm.wait_idle()
 
 
-def completed(login, sweep, seconds=90):
-    end = time.monotonic() + seconds
-    while {run["state"] for run in login.status(sweep)} != {"completed"}:
-        assert time.monotonic() < end, login.status(sweep)
-        time.sleep(0.3)
-
-
 def test_promise_05_an_edit_of_the_users_task_changes_nothing_in_the_jobs_that_wait(login):
     hold = "+cluster.additional_parameters.begin=now+5"
     login(*FIT, "-m", "lr=0.1,0.2", "paths.sweep=s", *SLURM, hold)
     (login.cwd / "fit.py").write_text("raise RuntimeError('edited while the jobs wait')\n")
-    completed(login, "s")
+    login.wait_until(login.completed)
 
 
 def test_promise_05_an_edit_of_what_the_task_imports_from_elsewhere_changes_nothing_either(
@@ -63,20 +55,20 @@ def test_promise_05_an_edit_of_what_the_task_imports_from_elsewhere_changes_noth
     subprocess.run(words, cwd=login.cwd, env=env, check=True, capture_output=True)
     for module in ("real", "other"):
         (elsewhere / f"{module}.py").write_text("VALUE = 20.0\n")
-    completed(login, "s")
+    login.wait_until(login.completed)
     metrics = next((login.cwd / "multirun" / "s").glob("*/metrics.jsonl"))
     assert json.loads(metrics.read_text())["loss"] == 2.0
 
 
 def test_promise_04_a_run_is_repeated_on_the_cluster_and_compared_by_the_printed_command(login):
     login(*FIT, "-m", "lr=0.1", "paths.sweep=s", *SLURM)
-    completed(login, "s")
+    login.wait_until(login.completed)
     run = next((login.cwd / "multirun" / "s").glob("*/run.json")).parent
     done = login("-m", "sweeps", "rerun", str(run), "--cluster", "--verify")
     assert "code: as it was\n" in done.stderr
     printed = done.stderr.splitlines()[-1].split()
     assert printed[:5] == ["compare", "python", "-m", "sweeps", "compare"]
-    completed(login, printed[-1].split("/")[1])
+    login.wait_until(login.completed, sweep=printed[-1].split("/")[1])
     assert login(*printed[2:]).stdout == "equal to the bit: 5 values\n"
     again = json.loads((login.cwd / printed[-1] / "run.json").read_text())
     assert again["rerun_of"] == str(run)

@@ -29,29 +29,10 @@ def launch(toy, *more: str) -> tuple[str, ...]:
     return ("launch", "-m", *toy, "paths.sweep=s", *LONG, *more)
 
 
-def wait_until(login, condition, seconds: float = 90) -> list[dict]:
-    """Return the sweep's states once they meet the condition."""
-    end = time.monotonic() + seconds
-    while True:
-        found = login.status("s")
-        if condition(found):
-            return found
-        assert time.monotonic() < end, found
-        time.sleep(0.2)
-
-
 def at_step(number: int):
     return lambda runs: all(
         run["state"] == "running" and (run.get("step") or 0) >= number for run in runs
     )
-
-
-def ended(runs: list[dict]) -> bool:
-    return not {run["state"] for run in runs} & {"pending", "running", "planned"}
-
-
-def completed(runs: list[dict]) -> bool:
-    return {run["state"] for run in runs} == {"completed"}
 
 
 def not_requeued(runs: list[dict]) -> bool:
@@ -81,12 +62,12 @@ def test_a_signalled_run_checkpoints_goes_back_into_the_queue_and_resumes(login,
     """What is in the queue again is pending, and launching again submits nothing for it."""
     command = launch(toy, f"{LR}=0.1,0.2")
     login(*command)
-    first, _ = wait_until(login, at_step(3))
+    first, _ = login.wait_until(at_step(3))
     scancel(login, "--signal=USR2", first["job"])
-    first, _ = wait_until(login, lambda runs: runs[0]["state"] == "pending")
+    first, _ = login.wait_until(lambda runs: runs[0]["state"] == "pending")
     assert "SIGUSR2 after a checkpoint at step " in first["reason"]
     assert "none to submit" in login(*command).stderr
-    runs = wait_until(login, completed)
+    runs = login.wait_until(login.completed)
     assert [attempts(login, run) for run in runs] == [[1, 2], [1]]
     assert runs[0]["job"] == first["job"], "the element itself went on"
     for run in runs:
@@ -95,9 +76,9 @@ def test_a_signalled_run_checkpoints_goes_back_into_the_queue_and_resumes(login,
 
 def test_scancel_ends_a_run_with_a_checkpoint_and_without_a_requeue(login, toy):
     login(*launch(toy, f"{LR}=0.1"))
-    (run,) = wait_until(login, at_step(3))
+    (run,) = login.wait_until(at_step(3))
     scancel(login, run["job"])
-    (run,) = wait_until(login, lambda runs: runs[0]["state"] == "cancelled")
+    (run,) = login.wait_until(lambda runs: runs[0]["state"] == "cancelled")
     told = r"SLURM says CANCELLED .*; stopped by SIGTERM after a checkpoint at step \d+"
     assert re.fullmatch(told, run["reason"])
     own = json.loads((login.cwd / run["directory"] / "status.json").read_text())
@@ -126,7 +107,7 @@ def test_a_drain_that_scancel_ends_before_it_has_begun_a_run_is_cancelled(login)
         assert time.monotonic() < deadline
         time.sleep(0.1)
     scancel(login, job.partition("_")[0])
-    runs = wait_until(login, ended)
+    runs = login.wait_until(login.ended)
     told = r"SLURM says CANCELLED.* on n\d; not started: the worker was stopped by SIGTERM"
     assert all(run["state"] == "cancelled" for run in runs)
     assert all(re.fullmatch(told, run["reason"]) for run in runs), runs[0]["reason"]
@@ -134,9 +115,9 @@ def test_a_drain_that_scancel_ends_before_it_has_begun_a_run_is_cancelled(login)
 
 def test_cancel_wins_over_a_requeue_under_way(login, toy):
     login(*launch(toy, f"{LR}=0.1"))
-    (run,) = wait_until(login, at_step(3))
+    (run,) = login.wait_until(at_step(3))
     login("-m", "sweeps", "cancel", "s")
-    wait_until(login, lambda runs: runs[0]["state"] == "cancelled")
+    login.wait_until(lambda runs: runs[0]["state"] == "cancelled")
     time.sleep(1)
     assert login.status("s")[0]["state"] == "cancelled"
     own = json.loads((login.cwd / run["directory"] / "status.json").read_text())
@@ -154,13 +135,13 @@ def test_cancel_wins_over_a_requeue_under_way(login, toy):
 def test_scontrol_requeue_by_the_user_resumes_the_element_from_its_checkpoint(login, toy):
     login(*launch(toy, f"{LR}=0.1,0.2", "cluster.max_requeues=0", "cluster.requeue_on=[]",
                   "+cluster.additional_parameters.requeue=true"))  # fmt: skip
-    runs = wait_until(login, at_step(3))
+    runs = login.wait_until(at_step(3))
     follower = login.start("-m", "sweeps", "logs", "s", "1", "--follow")
     time.sleep(2)
     subprocess.run(["scontrol", "requeue", runs[1]["job"]], env=login.environment(), check=True)
-    runs = wait_until(login, lambda runs: runs[1]["state"] == "pending")
+    runs = login.wait_until(lambda runs: runs[1]["state"] == "pending")
     assert "; not requeued" not in runs[1]["reason"], "it goes on"
-    runs = wait_until(login, completed)
+    runs = login.wait_until(login.completed)
     assert [attempts(login, run) for run in runs] == [[1], [1, 2]]
     for run in runs:
         each_step_once(login, run)
@@ -173,13 +154,13 @@ def test_the_rules_bound_how_often_a_run_is_requeued_and_say_so(login, toy):
     command = (*command, "training.training_params.max_steps=1000")
     login(*command)
     for attempt in (1, 2):
-        wait_until(login, lambda runs: at_step(1)(runs) and attempts(login, runs[0])[-1] == attempt)  # noqa: B023
+        login.wait_until(lambda runs: at_step(1)(runs) and attempts(login, runs[0])[-1] == attempt)  # noqa: B023
         scancel(login, "--signal=USR1", login.status("s")[0]["job"])
-    (run,) = wait_until(login, not_requeued)
+    (run,) = login.wait_until(not_requeued)
     assert run["reason"].endswith("; not requeued: begun again 1 time (cluster.max_requeues = 1)")
     login.env["TOY_STEP_S"] = "0"
     login(*command)
-    (run,) = wait_until(login, completed)
+    (run,) = login.wait_until(login.completed)
     assert attempts(login, run) == [1, 2, 3]
     each_step_once(login, run, 1000)
 
@@ -187,14 +168,14 @@ def test_the_rules_bound_how_often_a_run_is_requeued_and_say_so(login, toy):
 def test_promise_15_where_the_site_does_not_requeue_launching_again_resumes(login, toy):
     hold = "+cluster.additional_parameters.no-requeue=true"
     login(*launch(toy, f"{LR}=0.1", hold))
-    (run,) = wait_until(login, at_step(3))
+    (run,) = login.wait_until(at_step(3))
     scancel(login, "--signal=USR2", run["job"])
-    (run,) = wait_until(login, not_requeued)
+    (run,) = login.wait_until(not_requeued)
     assert run["state"] == "preempted"
     assert "; not requeued: scontrol said: " in run["reason"]
     assert "Requested operation is presently disabled" in run["reason"]
     login(*launch(toy, f"{LR}=0.1", hold))
-    (run,) = wait_until(login, completed)
+    (run,) = login.wait_until(login.completed)
     assert attempts(login, run) == [1, 2]
     each_step_once(login, run)
 
@@ -204,9 +185,9 @@ def test_the_time_limit_is_a_signal_too_and_the_element_goes_on_after_it(login, 
     login(*launch(toy, f"{LR}=0.1",
                   "+cluster.additional_parameters={time: 1, signal: USR2@40}",
                   "training.training_params.max_steps=400"))  # fmt: skip
-    (run,) = wait_until(login, lambda runs: runs[0]["state"] == "pending" and runs[0].get("step"))
+    (run,) = login.wait_until(lambda runs: runs[0]["state"] == "pending" and runs[0].get("step"))
     assert "SIGUSR2 after a checkpoint at step " in run["reason"]
-    (run,) = wait_until(login, completed)
+    (run,) = login.wait_until(login.completed)
     assert attempts(login, run)[:2] == [1, 2]
     each_step_once(login, run, 400)
 
@@ -220,9 +201,9 @@ def test_a_trained_gpt_resumes_bit_exactly_after_a_requeue(login):
             "training.training_params.batch_size=16",
             "training.training_params.context_length=64")  # fmt: skip
     login(*nano, "cluster=slurm", "cluster.cpus_per_task=1")
-    (run,) = wait_until(login, at_step(10), 240)
+    (run,) = login.wait_until(at_step(10), 240)
     scancel(login, "--signal=USR2", run["job"])
-    (run,) = wait_until(login, completed, 240)
+    (run,) = login.wait_until(login.completed, 240)
     assert attempts(login, run) == [1, 2]
     login(*nano, "paths.multirun=undisturbed")
     (other,) = (login.cwd / "undisturbed").rglob("metrics.jsonl")
@@ -247,10 +228,10 @@ def breakable(shell, slurm_to_break):
 def test_a_run_whose_node_fails_goes_on_on_another_one(breakable, slurm_to_break, toy):
     login = breakable
     login(*launch(toy, f"{LR}=0.1"))
-    (run,) = wait_until(login, at_step(3))
+    (run,) = login.wait_until(at_step(3))
     slurm_to_break.kill_node("n1")
     slurm_to_break.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
-    (run,) = wait_until(login, completed)
+    (run,) = login.wait_until(login.completed)
     assert attempts(login, run) == [1, 2]
     assert {r["step"] for r in records(login, run)} == set(range(1, 101))
 
@@ -264,11 +245,11 @@ def test_a_run_whose_node_lives_on_although_slurm_has_given_it_up_goes_on_once(
     with lab.apart("n1") as end_daemon:
         lab.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
         login(*launch(toy, f"{LR}=0.1", "training.training_params.max_steps=250"))
-        wait_until(login, at_step(3))
+        login.wait_until(at_step(3))
         lab.run("scontrol", "update", "NodeName=n2", "State=RESUME")
         end_daemon()
         lab.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
-        (run,) = wait_until(login, completed, 180)
+        (run,) = login.wait_until(login.completed, 180)
         again = login.cwd / "multirun/s/.sweep/claims/0.2"
         first = [r["t"] for r in records(login, run) if r["attempt"] == 1]
         assert len(first) < 250
@@ -283,13 +264,13 @@ def test_a_restart_of_the_controller_leaves_runs_alone(breakable, slurm_to_break
     login, lab = breakable, slurm_to_break
     command = launch(toy, f"{LR}=0.1,0.2")
     login(*command)
-    wait_until(login, at_step(3))
+    login.wait_until(at_step(3))
     time.sleep(5)  # a controller that is killed within seconds of a job's start may forget it
     pid = int((lab.path / "run" / "slurmctld.pid").read_text())
     os.kill(pid, signal.SIGKILL)
     assert {run["state"] for run in login.status("s")} <= {"running", "completed"}
     lab.run("slurmctld")
-    runs = wait_until(login, completed)
+    runs = login.wait_until(login.completed)
     assert [attempts(login, run) for run in runs] == [[1], [1]]
     assert "none to submit" in login(*command).stderr
     for run in runs:
@@ -300,14 +281,14 @@ def test_an_element_that_slurm_holds_is_shown_as_held_and_goes_on_when_released(
     """What `launch failed requeued held` looks like: requeued by SLURM, and not started again."""
     command = launch(toy, f"{LR}=0.1")
     login(*command)
-    (run,) = wait_until(login, at_step(3))
+    (run,) = login.wait_until(at_step(3))
     subprocess.run(["scontrol", "requeuehold", run["job"]], env=login.environment(), check=True)
-    (run,) = wait_until(login, lambda runs: runs[0]["state"] == "pending")
-    (run,) = wait_until(login, lambda runs: "held" in runs[0]["reason"].lower())
+    (run,) = login.wait_until(lambda runs: runs[0]["state"] == "pending")
+    (run,) = login.wait_until(lambda runs: "held" in runs[0]["reason"].lower())
     assert "scontrol release" in run["reason"]
     assert "none to submit" in login(*command).stderr
     subprocess.run(["scontrol", "release", run["job"]], env=login.environment(), check=True)
-    (run,) = wait_until(login, completed)
+    (run,) = login.wait_until(login.completed)
     assert attempts(login, run) == [1, 2]
     each_step_once(login, run)
 
@@ -318,10 +299,10 @@ def test_promise_15_a_preempted_run_goes_on_whether_the_site_requeues_or_cancels
     login, lab = shell, slurm_preempting
     login.env.update({**lab.env, "TOY_STEP_S": "0.1"})
     login(*launch(toy, f"{LR}=0.1", "cluster.partition=low"))
-    wait_until(login, at_step(3))
+    login.wait_until(at_step(3))
     lab.run("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
-    (run,) = wait_until(login, lambda runs: runs[0]["state"] == "pending")
+    (run,) = login.wait_until(lambda runs: runs[0]["state"] == "pending")
     assert "SIGTERM after a checkpoint at step " in run["reason"]
-    (run,) = wait_until(login, completed)
+    (run,) = login.wait_until(login.completed)
     assert attempts(login, run) == [1, 2]
     each_step_once(login, run)
