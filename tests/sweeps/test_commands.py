@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from analysis import collector, tables
+from analysis import tables
+from analysis.collecting import collector
 from analysis.parquet.parts import read_problems
 from rundir import State, read_status
 from sweeps.commands import following
