@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from rundir import UserError, exit_code_of, unknown
 from rundir.files import MULTIRUN
-from sweeps.commands import following, listing, shell_completion, steering
+from sweeps.commands import following, listing, logs, shell_completion, steering
 from sweeps.commands.comparison import RTOL
 from sweeps.follow import selection
 
@@ -49,10 +49,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add(following.status).add_argument("--all", action="store_true", help="a row for every run")
     add(following.watch)
-    logs = add(following.logs)
-    logs.add_argument("run", help="index or name of the run")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
-    logs.add_argument("--worker", action="store_true", help="the log of its worker instead")
+    of_one = add(logs.logs)
+    of_one.add_argument("run", help="index or name of the run")
+    of_one.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    of_one.add_argument("--worker", action="store_true", help="the log of its worker instead")
     runs = {"action": "append", "metavar": "RUN,…", "help": "only these: 3, 4-7 or names"}
     add(listing.ls, sweep=False).add_argument("--all", action="store_true", help="older ones too")
     add(steering.cancel).add_argument("--runs", **runs)  # type: ignore[arg-type]

@@ -27,8 +27,9 @@ from sweeps.launch import submission
 from sweeps.launch.entry import is_setting
 from sweeps.launch.single import carry_out, job_of, new_directory
 from sweeps.planning import tasks
+from sweeps.planning.candidates import candidates
 from sweeps.planning.composition import Composed
-from sweeps.planning.plan import Plan, candidates
+from sweeps.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sweeps.define.overrides import shown
 from sweeps.follow.display import emit, err
 from sweeps.launch import stages
 from sweeps.launch.preview import Array, DryRun, resources_of
+from sweeps.launch.references import is_placeholder
 from sweeps.launch.submission import Launcher
 from sweeps.records.ledger import Submission
 
@@ -29,7 +30,7 @@ class Outlook:
     root: Path
     """Its directory."""
     points: Sequence[Point]
-    """Its runs; :func:`sweeps.launch.stages.placeholder` stands for what is not known yet."""
+    """Its runs; :func:`sweeps.launch.references.placeholder` stands for what is not known yet."""
     clusters: Sequence[Cluster | None]
     """What each of them asks for; None where that is not known yet."""
     launcher: Launcher
@@ -96,7 +97,7 @@ def asked_by(point: Point, node: Mapping[str, Any], launcher: Launcher) -> Clust
     """
     own = {bare(key): value for key, value in point.items()}
     own = {k.removeprefix("cluster."): v for k, v in own.items() if k.startswith("cluster.")}
-    if any(stages.is_placeholder(value) for value in own.values()):
+    if any(is_placeholder(value) for value in own.values()):
         return None
     whole = OmegaConf.create(dict(node))
     for key, value in own.items():

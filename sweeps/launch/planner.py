@@ -26,13 +26,15 @@ from sweeps.cluster import launchers
 from sweeps.define import axes, definition
 from sweeps.define.definition import Point
 from sweeps.define.overrides import brief
-from sweeps.launch import stages, submission, successor
+from sweeps.launch import references, stages, submission, successor
 from sweeps.launch.outlook import Outlook, asked_by
 from sweeps.launch.preview import DryRun
+from sweeps.launch.references import Best
+from sweeps.planning.candidates import candidates
 from sweeps.planning.composition import Composer
 from sweeps.planning.identity import MAX_NAME_BYTES
 from sweeps.planning.phase import begin_work
-from sweeps.planning.plan import Plan, candidates
+from sweeps.planning.plan import Plan
 
 
 class Planner(Sweeper):
@@ -73,7 +75,7 @@ class Planner(Sweeper):
             if dry_run is DryRun.NO and not is_queued:
                 raise
             # What is wrong with the definition is said here, before anything waits.
-            points, _ = self._expand(arguments, stages.placeholder)
+            points, _ = self._expand(arguments, references.placeholder)
             tasks = {str(point.get("task", self.config.task)) for point in points}
             node = _node(self.config, "cluster")
             clusters = [asked_by(point, node, launcher) for point in points]
@@ -99,7 +101,7 @@ class Planner(Sweeper):
         if code:
             sys.exit(code)
 
-    def _first_stage(self, name: str, multirun: Path) -> stages.Best:
+    def _first_stage(self, name: str, multirun: Path) -> Best:
         """Return what ``${best:…}`` stands for.
 
         Raises:
@@ -107,12 +109,12 @@ class Planner(Sweeper):
         """
         after = stages.After.read(_of_sweep(self.config, "after"))
         if after is None:
-            return stages.no_first_stage
+            return references.no_first_stage
         folders = [folder / "sweep" for folder in _config_folders(self.config)]
         stages.require_no_circle(after, [name, _chosen(self.config)], folders)
         return stages.FirstStage.find(after, name, multirun, folders).best
 
-    def _expand(self, arguments: Sequence[str], best: stages.Best) -> tuple[list[Point], list[str]]:
+    def _expand(self, arguments: Sequence[str], best: Best) -> tuple[list[Point], list[str]]:
         """Return the points to run and the overrides that all of them share.
 
         A key given on the command line replaces what the definition says about it.
@@ -127,7 +129,7 @@ class Planner(Sweeper):
         }
         fixed = [o.input_line for o in ours.values() if not o.is_sweep_override()]
         swept = {key: axes.values(o) for key, o in given.items() if o.is_sweep_override()}
-        with stages.resolving(best):
+        with references.resolving(best):
             node = _node(self.config, "sweep")
         if not self.params and not swept:
             _require_points(self.config, node)
@@ -192,7 +194,7 @@ def _of_sweep(config: DictConfig, key: str) -> object:
     if node is not None and not isinstance(node, DictConfig):
         raise UserError(f"sweep = {node!r}; must be a mapping such as {{grid: …}}")
     try:
-        with stages.resolving(stages.no_reference):
+        with references.resolving(references.no_reference):
             return None if node is None else node.get(key)
     except OmegaConfBaseException as error:
         raise _unresolvable(error, f"sweep.{key}") from None

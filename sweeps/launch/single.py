@@ -13,9 +13,9 @@ from sweeps.define.overrides import parse
 from sweeps.follow import display, progress, runrecords
 from sweeps.launch.preview import DryRun
 from sweeps.planning import identity, tasks
+from sweeps.planning.candidates import place
 from sweeps.planning.composition import Composed
 from sweeps.planning.phase import begin_work
-from sweeps.planning.plan import place
 from sweeps.records import claims, provenance
 from sweeps.records.claims import Claim
 from sweeps.workers.execution import Job, execute

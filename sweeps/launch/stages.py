@@ -17,12 +17,11 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
@@ -36,9 +35,6 @@ from sweeps.follow import display, states
 from sweeps.follow.runstate import RunState
 from sweeps.planning.identity import MAX_NAME_BYTES
 from sweeps.planning.plan import Plan, PlannedRun
-
-Best: TypeAlias = Callable[..., object]
-"""What ``${best:key,filter,…}`` stands for."""
 
 
 @dataclass(frozen=True)
@@ -300,39 +296,3 @@ def _command(sweep: str) -> str:
     for flag in (flag for flag in flags if getattr(given, flag)):
         kept += [f"--{flag.replace('_', '-')}", getattr(given, flag)]
     return shlex.join(["python", "launch.py", f"sweep={sweep}", *kept])
-
-
-def no_first_stage(*_: object) -> object:
-    """Refuse ``${best:…}`` in a definition that comes after nothing."""
-    raise UserError("${best:…} needs a first stage; write after: NAME into the definition")
-
-
-def no_reference(*_: object) -> object:
-    """Refuse ``${best:…}`` where a definition names itself or its first stage."""
-    raise UserError("${best:…} stands for a value of a run, and for no name or first stage")
-
-
-def placeholder(key: str, *filters: object) -> object:
-    """Stand for a value that the first stage has yet to find."""
-    return f"best({', '.join(str(part) for part in (key, *filters))})"
-
-
-def is_placeholder(value: object) -> bool:
-    """Say whether a value is one, or holds one."""
-    return "best(" in str(value)
-
-
-@contextmanager
-def resolving(best: Best) -> Iterator[None]:
-    """Give ``${best:…}`` its meaning for a while."""
-
-    def resolver(*parts: object) -> object:
-        if not parts or not str(parts[0]).strip():
-            raise UserError("${best:} names no key; must be ${best:KEY} or ${best:KEY,FILTER,…}")
-        return best(*parts)
-
-    OmegaConf.register_new_resolver("best", resolver, replace=True)
-    try:
-        yield
-    finally:
-        OmegaConf.clear_resolver("best")

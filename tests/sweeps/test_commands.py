@@ -15,7 +15,7 @@ from analysis import tables
 from analysis.collecting import collector
 from analysis.parquet.parts import read_problems
 from rundir import State, read_status
-from sweeps.commands import following
+from sweeps.commands import following, logs
 from sweeps.follow.progress import Pace
 from sweeps.planning.identity import signature
 from sweeps.planning.plan import PlanBase
@@ -122,7 +122,7 @@ def test_a_log_is_followed_in_json_too_a_line_whenever_it_grows(
 
     # The module's own clock: subprocess sleeps too, as often as the machine's load makes it.
     clock = SimpleNamespace(sleep=time_passes, monotonic=time.monotonic)
-    monkeypatch.setattr(following, "time", clock)
+    monkeypatch.setattr(logs, "time", clock)
     code, out, _ = sweeps_command("logs", "0", "--follow", "--json")
     told = [(record["state"], record["lines"]) for record in map(json.loads, out.splitlines())]
     assert code == 0

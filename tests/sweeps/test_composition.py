@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from rundir import UserError
 from sweeps.launch import entry
 from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
+from sweeps.planning.candidates import candidates
 from sweeps.planning.composition import Composer, resolve, split
-from sweeps.planning.plan import Plan, candidates
+from sweeps.planning.plan import Plan
 
 LR = "optimizer.optimizer_params.lr"
 SAMPLES = [

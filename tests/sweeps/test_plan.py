@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from rundir import UserError
 from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
 from sweeps.planning import tasks
+from sweeps.planning.candidates import candidates
 from sweeps.planning.composition import Composer
-from sweeps.planning.plan import Candidate, Plan, PlanBase, candidates
+from sweeps.planning.plan import Candidate, Plan, PlanBase
 
 LR = "optimizer.optimizer_params.lr"
 FIXED = ["check=null", "model=nano"]

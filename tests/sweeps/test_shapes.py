@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rundir import UserError
 from sweeps.define import definition
 from sweeps.define.overrides import override, parse, setting
-from sweeps.launch import stages
+from sweeps.launch import references
 from sweeps.launch.entry import CONFIG_DIR, CONFIG_NAME
 from sweeps.planning.composition import Composer, split
 
@@ -148,7 +148,7 @@ def loader():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_sample_of_every_shipped_sweep_resolves_as_hydra_does(loader, name):
     master = loader.load_configuration(CONFIG_NAME, [f"sweep={name}"], run_mode=RunMode.MULTIRUN)
-    with stages.resolving(lambda *_: 0.01):
+    with references.resolving(lambda *_: 0.01):
         node = OmegaConf.to_container(master.sweep, resolve=True)
     points = definition.points(node, folders=[CONFIG_DIR / "sweep"])
     composer = Composer(loader, CONFIG_NAME)
