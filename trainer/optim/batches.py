@@ -77,7 +77,7 @@ def polar_factors(
     gptopt_compat: bool,
     backend: Choice = "auto",
 ) -> list[Tensor]:
-    """Return the polar factor of each matrix, in its dtype; as :func:`polar_factor` to rounding.
+    """Return the polar factor of each matrix, in its dtype; as ``polar.polar_factor`` to rounding.
 
     But for svd, nothing waits for the device, and all memory comes from torch's allocator: a CUDA
     graph can capture the call.
