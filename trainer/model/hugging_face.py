@@ -21,6 +21,9 @@ from trainer.config.hugging_face import HuggingFaceConfig
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What configurations call the number of experts that a token may be sent to."""
 
+_ALIGNMENT = 16
+"""Bytes that torch's grouped products want rows and columns to be a multiple of."""
+
 
 class HuggingFaceModel(nn.Module):
     """A network of transformers' behind the interface of :class:`trainer.model.GPT`."""
@@ -153,8 +156,17 @@ class _Stack(nn.Module):
     """The matrices of E experts, parameters of their own, as one stack (E, …)."""
 
     def forward(self, *experts: torch.Tensor) -> torch.Tensor:
-        """Return them stacked."""
-        return torch.stack(experts)
+        """Return them stacked; under autocast in its type, where their sides suit the kernel.
+
+        transformers multiplies by what autocast does not know, in the type of the weights.
+        """
+        stack = torch.stack(experts)
+        device = stack.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            if all(side * dtype.itemsize % _ALIGNMENT == 0 for side in stack.shape[1:]):
+                stack = stack.to(dtype)
+        return stack
 
     def right_inverse(self, stacked: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what :meth:`forward` makes ``stacked`` of."""

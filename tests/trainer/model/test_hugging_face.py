@@ -108,6 +108,28 @@ def test_separate_experts_are_matrices_and_the_same_model() -> None:
     assert apart.active_parameter_count == stacked.active_parameter_count
 
 
+def test_separate_experts_are_multiplied_in_the_type_of_autocast() -> None:
+    """Most of the model's products: in fp32 on a GPU they would take most of a step."""
+    network, odd = build(moe_intermediate_size=8), build(moe_intermediate_size=12)
+    layers, others = (
+        [m for name, m in each.named_modules() if name.endswith("experts")]
+        for each in (network, odd)
+    )
+    assert len(layers) == 2
+    for layer in layers:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            stacks = layer.gate_up_proj, layer.down_proj
+        for stack in stacks:
+            assert stack.dtype == torch.bfloat16
+            stack.float().sum().backward()
+        assert layer.gate_up_proj.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert others[0].down_proj.dtype == torch.float32  # the kernel would refuse its rows
+    experts = [weight for name, weight in network.named_parameters() if ".experts." in name]
+    assert len(experts) == 16
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in experts)
+
+
 @pytest.mark.parametrize(
     ("architecture", "words"),
     [("gpt_neox", ("embed_in", "embed_out")), ("gpt2", ("wte", "wpe", "lm_head"))],
