@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,9 @@ import pytest
 from rundir import Run
 
 Mapping = dict[str, Any]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -76,3 +83,38 @@ class StoppingRun(Run):
 @pytest.fixture(scope="session")
 def stopping_run() -> type[StoppingRun]:
     return StoppingRun
+
+
+@pytest.fixture(scope="session")
+def with_triton() -> Command:
+    """Return a function that has a fresh Python carry out words, with these in its environment."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: pip install optsweep[triton]")
+
+    def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def in_the_interpreter(
+    with_triton: Command, request: pytest.FixtureRequest
+) -> Callable[[str], str]:
+    """Return a function that runs the tests of a file beside this one in Triton's interpreter."""
+
+    def passed(file: str) -> str:
+        tests = request.path.with_name(file)
+        quiet = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+        done = with_triton(*quiet, tests, TRITON_INTERPRET="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return passed

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 READS_AND_WRITES: dict[str, tuple[int, int]] = {
     "adam": (4, 3),
     "adamw": (4, 3),
@@ -42,20 +38,11 @@ CAPABILITIES = (80, 90, 100)
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(tmp_path_factory: pytest.TempPathFactory, with_triton: Any) -> Path:
     """Where every kernel is, compiled by one process: starting it costs a fifth of its time."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed: pip install optsweep[triton]")
     directory = tmp_path_factory.mktemp("compiled")
-    command = [sys.executable, HERE / "compile_kernels.py", directory, *map(str, CAPABILITIES)]
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "TRITON_CACHE_DIR": str(directory / "cache"),
-        "TRITON_INTERPRET": "0",
-    }
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    cache = {"TRITON_CACHE_DIR": str(directory / "cache"), "TRITON_INTERPRET": "0"}
+    done = with_triton(HERE / "compile_kernels.py", directory, *CAPABILITIES, **cache)
     assert done.returncode == 0, done.stderr
     return directory
 

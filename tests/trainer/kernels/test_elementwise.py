@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,30 +13,11 @@ from trainer.kernels.operands import Slot
 from trainer.optim import optimizer_params
 from trainer.optim.adamw import KernelAdam, KernelAdamW, KernelNAdam
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed: pip install optsweep[triton]",
-)
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@needs_triton
-def test_the_kernels_agree_with_oracles_and_twins_in_tritons_interpreter() -> None:
-    tests = str(HERE / "interpreted_elementwise.py")
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_kernels_agree_with_oracles_and_twins_in_tritons_interpreter(
+    in_the_interpreter: Any,
+) -> None:
+    in_the_interpreter("interpreted_elementwise.py")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +11,8 @@ import torch
 from trainer.kernels.panels import panel_rows, symmetric_panels
 from trainer.kernels.symmetric import symmetric_product
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed: pip install optsweep[triton]",
-)
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 TENSOR_CORES = {80: "mma.sync.aligned", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -43,22 +24,18 @@ def exact(x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.einsum("bik,bjk->bij", x.numpy(), x.numpy()))
 
 
-@needs_triton
-def test_the_kernel_agrees_with_fp64_in_tritons_interpreter() -> None:
-    tests = str(HERE / "interpreted_symmetric.py")
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_kernel_agrees_with_fp64_in_tritons_interpreter(in_the_interpreter: Any) -> None:
+    in_the_interpreter("interpreted_symmetric.py")
 
 
-@needs_triton
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_kernel_compiles_to_tensor_cores_without_spills(
-    capability: int, tmp_path: Path
+    capability: int, tmp_path: Path, with_triton: Any
 ) -> None:
-    done = run(
-        str(HERE / "compile_symmetric.py"),
-        str(capability),
-        str(tmp_path),
+    done = with_triton(
+        HERE / "compile_symmetric.py",
+        capability,
+        tmp_path,
         TRITON_CACHE_DIR=str(tmp_path / "cache"),
         TRITON_INTERPRET="0",
     )

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -420,14 +417,5 @@ def test_a_compiled_model_sums_the_same_inputs_once_and_is_compiled_once() -> No
         torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-6)
 
 
-def test_the_kernel_takes_the_same_steps_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton", reason="the extra optsweep[triton] is not installed")
-    tests = str(Path(__file__).with_name("interpreted_dap.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
-    root = str(Path(__file__).parents[3])
-    environment = {**os.environ, "PYTHONPATH": root, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        command, cwd=root, env=environment, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+def test_the_kernel_takes_the_same_steps_in_tritons_interpreter(in_the_interpreter: Any) -> None:
+    assert "3 passed" in in_the_interpreter("interpreted_dap.py")

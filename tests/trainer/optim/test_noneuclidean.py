@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -86,23 +81,8 @@ def test_a_model_of_vectors_alone_has_one_group() -> None:
     assert [group["norm"] for group in optimizer.param_groups] == ["adam_inf"]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed: pip install optsweep[triton]",
-)
-def test_the_kernels_step_as_torch_does_in_tritons_interpreter() -> None:
-    here = Path(__file__).parent
-    root = here.parents[2]
-    tests = str(here / "interpreted_spectral.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_kernels_step_as_torch_does_in_tritons_interpreter(in_the_interpreter: Any) -> None:
+    in_the_interpreter("interpreted_spectral.py")
 
 
 @pytest.mark.parametrize("name", ["muon", "scion", "muonmax-momo", "muon-torch", "normuon"])

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -323,14 +319,5 @@ def test_weights_of_another_order_in_memory_step_alike() -> None:
         torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_kernel_takes_the_same_steps_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton", reason="the extra optsweep[triton] is not installed")
-    tests = str(Path(__file__).with_name("interpreted_soap.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
-    root = str(Path(__file__).parents[3])
-    environment = {**os.environ, "PYTHONPATH": root, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        command, cwd=root, env=environment, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+def test_the_kernel_takes_the_same_steps_in_tritons_interpreter(in_the_interpreter: Any) -> None:
+    assert "4 passed" in in_the_interpreter("interpreted_soap.py")
