@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,15 @@ def slurm() -> Iterator[Lab]:
     """SLURM without accounting: sacct has nothing to say."""
     with start_lab(accounting=False) as lab:
         yield lab
+
+
+@pytest.fixture
+def login(shell: Any, slurm: Lab) -> Iterator[Any]:
+    """Be on the login node of a cluster without accounting, which is left idle."""
+    shell.env.update(slurm.env)
+    yield shell
+    slurm.run("scancel", "--me", check=False)
+    slurm.wait_idle()
 
 
 @pytest.fixture(scope="session")

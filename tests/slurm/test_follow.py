@@ -13,12 +13,10 @@ COUNTED = ("squeue", "sacct")
 
 
 @pytest.fixture
-def login(shell, slurm, tmp_path):
-    """Be on the login node of a cluster without accounting; every question to SLURM is counted."""
-    on(shell, slurm, tmp_path)
-    yield shell
-    slurm.run("scancel", "--me", check=False)
-    slurm.wait_idle()
+def login(login, slurm, tmp_path):
+    """Be on the login node; every question to SLURM is counted."""
+    on(login, slurm, tmp_path)
+    return login
 
 
 def on(shell, slurm, tmp_path: Path) -> None:

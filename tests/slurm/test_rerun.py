@@ -19,15 +19,12 @@ CONFIG = "defaults: [engine, _self_, {sweep: null}]\ntask: fit.fit\nlr: 0.1\n"
 
 
 @pytest.fixture
-def login(shell, slurm):
+def login(login):
     """Be on the login node, in a directory with a task of one's own."""
-    shell.env.update(slurm.env)
-    (shell.cwd / "conf").mkdir()
-    (shell.cwd / "fit.py").write_text(TASK)
-    (shell.cwd / "conf" / "fit.yaml").write_text(CONFIG)
-    yield shell
-    slurm.run("scancel", "--me", check=False)
-    slurm.wait_idle()
+    (login.cwd / "conf").mkdir()
+    (login.cwd / "fit.py").write_text(TASK)
+    (login.cwd / "conf" / "fit.yaml").write_text(CONFIG)
+    return login
 
 
 def test_promise_05_an_edit_of_the_users_task_changes_nothing_in_the_jobs_that_wait(login):

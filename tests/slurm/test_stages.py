@@ -11,19 +11,16 @@ LR = "optimizer.optimizer_params.lr"
 
 
 @pytest.fixture
-def login(shell, slurm):
+def login(login):
     """Be on the login node, with a first stage `one` and a second stage `two` of one's own."""
-    shell.env.update(slurm.env)
-    folder = shell.cwd / "mine" / "sweep"
+    folder = login.cwd / "mine" / "sweep"
     folder.mkdir(parents=True)
     (folder / "one.yaml").write_text(HEAD + f"sweep: {{grid: {{{LR}: [0.3, 0.1, 0.2]}}}}\n")
     (folder / "two.yaml").write_text(
         HEAD + "sweep:\n  after: {sweep: one, metric: train/loss}\n"
         f'  grid: {{{LR}: ["${{best:{LR}}}"], seed: [1, 2]}}\n'
     )
-    yield shell
-    slurm.run("scancel", "--me", check=False)
-    slurm.wait_idle()
+    return login
 
 
 def launch(toy, sweep: str, *more: str) -> tuple[str, ...]:

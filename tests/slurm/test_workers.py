@@ -7,18 +7,7 @@ import signal
 import subprocess
 from collections import Counter
 
-import pytest
-
 LR = "optimizer.optimizer_params.lr"
-
-
-@pytest.fixture
-def login(shell, slurm):
-    """Be on the login node of a cluster without accounting."""
-    shell.env.update(slurm.env)
-    yield shell
-    slurm.run("scancel", "--me", check=False)
-    slurm.wait_idle()
 
 
 def launch(toy, *more: str) -> tuple[str, ...]:
