@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ from trainer.config.device import no_cuda
 _kept: list[object] = []
 """Every process group that this process was in. Were DDP's reducer the last to hold one, its
 destructor would wait, with Python's lock in hand, for a thread of gloo's that wants this lock."""
+
+_SYNCS_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+"""What DDP calls it; torch 2.13 warns of the old name in every run."""
 
 
 class Ranks:
@@ -70,11 +78,12 @@ class Ranks:
         """
         if self.size == 1:
             return model
+        options: dict[str, Any] = {_SYNCS_BUFFERS: False}  # they are constants
         return DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are constants
             gradient_as_bucket_view=True,
+            **options,
         )
 
 
