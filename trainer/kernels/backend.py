@@ -67,7 +67,7 @@ def launch_fault() -> str | None:
     """Say why Triton cannot launch anything on this machine's GPU; None if it can.
 
     It comes with torch, but builds what launches its kernels by a C compiler with Python's headers.
-    Costs 2 s where a user has never launched one. What is asked once a process is said once, too.
+    Compiles where a user has never launched one. Asked once a process, and said once, too.
     """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed here; it comes with the extra optsweep[triton]"
@@ -78,8 +78,8 @@ def launch_fault() -> str | None:
 
 
 def _toolchain_fault() -> str | None:
-    # As Triton looks for one. It builds another launcher where a kernel takes other arguments, so
-    # that what lies in its cache proves nothing.
+    # As Triton looks for one. Some versions build another launcher where a kernel takes other
+    # arguments, so that what lies in its cache proves nothing.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return (
             "Triton needs a C compiler, and there is no gcc, no clang, and no CC in the environment"
