@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.settings import CONFIG
+from analysis.settings import CONFIG, short_names
 from rundir.errors import UserError, nearest, unknown
 from rundir.files import MULTIRUN
 
@@ -29,6 +29,9 @@ def resolve_sweep(sweep: str, known: Collection[str]) -> str:
 def find_column(name: str, table: pd.DataFrame) -> str:
     """Return the column that a full, short or partly dotted name means.
 
+    A setting's short name means it also where no two runs differ in it, and before a metric that
+    is called alike.
+
     Raises:
         UserError: there is none, or several.
     """
@@ -38,12 +41,19 @@ def find_column(name: str, table: pd.DataFrame) -> str:
     ends = [column for column in columns if column.endswith(f".{name}")]
     if len(ends) == 1:
         return str(ends[0])
+    paths = [column[len(CONFIG) :] for column in columns if column.startswith(CONFIG)]
+    settings = {short: path for path, short in short_names(paths).items()}
+    if name in settings:
+        return f"{CONFIG}{settings[name]}"
     finals = [column for column in ends if column == f"final.{name}"]
     if finals:
         return str(finals[0])
     if ends:
         raise UserError(f"column = {name}; must be one of: {', '.join(sorted(ends))}")
-    raise unknown("column", name, [c for c in columns if not c.startswith(CONFIG)])
+    # All settings would be a hundred names.
+    near = nearest(name, settings)
+    legal = [column for column in columns if not column.startswith(CONFIG)]
+    raise unknown("column", name, [*legal, near] if near else legal)
 
 
 def find_run(text: str, table: pd.DataFrame) -> dict[str, Any]:

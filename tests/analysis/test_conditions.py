@@ -87,6 +87,17 @@ def test_a_mistake_is_placed(condition: str, fault: str) -> None:
     assert fault in message
 
 
+def test_a_setting_in_which_no_runs_differ_keeps_its_short_name() -> None:
+    path = "config.optimizer.optimizer_params"
+    columns = {f"{path}.lr": 0.1, f"{path}.name": "muon", "final.train.lr": 9, "best.train.lr": 9}
+    table = pd.DataFrame({name: [value] for name, value in columns.items()})
+    assert holds("lr = 0.1 and optimizer = muon and final.train.lr = 9", table).all()
+    with pytest.raises(UserError, match=r"unknown column optimiser; .* did you mean optimizer\?"):
+        holds("optimiser = muon", table)
+    with pytest.raises(UserError, match=r"column = train.lr; must be one of: best.train.lr, final"):
+        holds("train.lr = 9", table.rename(columns={"final.train.lr": "final.a.train.lr"}))
+
+
 def test_an_unknown_column_is_answered_with_the_nearest() -> None:
     with pytest.raises(
         UserError, match=r"unknown column los; must be one of: .* did you mean loss"
