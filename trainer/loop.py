@@ -77,6 +77,8 @@ class _Loop:
         """Take the steps that follow ``step`` done ones, until the last."""
         run, training, due, pace = self._run, self._training, self._due, self._pace
         run.progress(step, self._total)
+        if step and not self._keeper.is_validated(step):  # a stop has cut its validation off
+            self._validate_and_save(step)
         while step < self._total:
             self._keeper.look()
             self._stop_if_asked(step)
@@ -90,18 +92,25 @@ class _Loop:
                 self._report(update, step)
             if fault:
                 raise Diverged(fault)
-            if due.validate(step):
-                with pace.paused():
-                    self._validate(step)
-            if due.save(step) or self._keeper.is_best(step):
-                with pace.paused():
-                    self._keeper.save(step)
+            self._validate_and_save(step)
             if self._profiles:
                 with pace.paused():  # once it writes its trace, for seconds
                     self._profile.step()
 
+    def _validate_and_save(self, step: int) -> None:
+        """Do what is due after ``step`` steps."""
+        if self._due.validate(step):
+            with self._pace.paused():
+                self._validate(step)
+        if self._due.save(step) or self._keeper.is_best(step):
+            with self._pace.paused():
+                self._keeper.save(step)
+
+    def _asked_to_stop(self) -> str | None:
+        return self._training.ranks.agreed(self._run.stop_requested)
+
     def _stop_if_asked(self, step: int) -> None:
-        stop = self._training.ranks.agreed(self._run.stop_requested)
+        stop = self._asked_to_stop()
         if stop:
             self._keeper.save(step)
             self._keeper.finish()
@@ -123,10 +132,13 @@ class _Loop:
         log.info("step %d: loss %.4f, %.0f tokens/s", step, loss, speed)
 
     def _validate(self, step: int) -> None:
-        loss = self._training.validation_loss()
-        self._keeper.validated(step, loss)
-        self._record("val", step, loss=loss)
-        log.info("step %d: validation loss %.4f", step, loss)
+        loss = self._training.validation_loss(lambda: self._asked_to_stop() is not None)
+        if loss is None:  # whoever goes on from the checkpoint of this step validates first
+            self._stop_if_asked(step)
+        else:
+            self._record("val", step, loss=loss)
+            self._keeper.validated(step, loss)
+            log.info("step %d: validation loss %.4f", step, loss)
 
     def _record(self, stream: str, step: int, **metrics: float) -> None:
         self._run.log(stream, step, **metrics)

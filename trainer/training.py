@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -132,36 +133,51 @@ class Training:
         """End the thread that makes batches, wherever it is."""
         self._batches.close()
 
-    @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Return the mean loss in nats per token over the same windows each time."""
-        params = self.config.training
+    def validation_loss(self, is_stopped: Callable[[], bool] = lambda: False) -> float | None:
+        """Return the mean loss in nats per token over the same windows each time.
+
+        Args:
+            is_stopped: asked before each batch, on all ranks as often; the same answer on all. Yes
+                ends the validation, which then returns None.
+        """
+        params, world = self.config.training, self.ranks.size
         total, count = torch.zeros((), device=self.device), 0
-        self.model.eval()
-        if isinstance(self.optimizer, Averaging):
-            self.optimizer.eval()
-        passes, world = 0, self.ranks.size
         split = (
             self._validation,
             params.context_length,
             params.batch_size // world,
             params.val_tokens_processed,
         )
-        for batch in validation_batches(*split, rank=self.ranks.rank, world=world):
-            total += self._loss(self._forward, batch) * batch[0].numel()
-            count += batch[0].numel()
-            passes += 1
-        if self._shards is not None:
-            # All ranks gather a block's weights: who has fewer batches passes one window in vain.
-            spare = cut(self._validation, np.zeros(1, dtype=np.int64), params.context_length)
-            for _ in range(most_validation_batches(*split, world=world) - passes):
-                self._loss(self._forward, spare)
-        self.model.train()
-        if isinstance(self.optimizer, Averaging):
-            self.optimizer.train()
+        batches = validation_batches(*split, rank=self.ranks.rank, world=world)
+        with self._validating():
+            for _ in range(most_validation_batches(*split, world=world)):
+                if is_stopped():
+                    return None
+                batch = next(batches, None)
+                if batch is not None:
+                    total += self._loss(self._forward, batch) * batch[0].numel()
+                    count += batch[0].numel()
+                elif self._shards is not None:
+                    # All ranks gather a block's weights: who has no batch passes one in vain.
+                    spare = np.zeros(1, dtype=np.int64)
+                    self._loss(self._forward, cut(self._validation, spare, params.context_length))
         sums = torch.stack((total.double(), total.new_tensor(count, dtype=torch.float64)))
         whole, tokens = self.ranks.sum(sums).tolist()
         return float(whole / tokens)
+
+    @contextmanager
+    def _validating(self) -> Iterator[None]:
+        """Have the weights to validate in the model until the block ends, and no gradients."""
+        self.model.eval()
+        if isinstance(self.optimizer, Averaging):
+            self.optimizer.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+            if isinstance(self.optimizer, Averaging):
+                self.optimizer.train()
 
     def state_dicts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the states of model and optimizer, as a run of one process has them.

@@ -67,13 +67,10 @@ def save_checkpoint(
         OSError: the file can't be written; the earlier checkpoints are untouched.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"step-{step:08d}.pt"
-    digest = hashlib.sha256()
+    path, digest = path_of(directory, step), hashlib.sha256()
     with replacing(path, permit) as file:
         _save(state, _HashedFile(file, digest, permit))
-    note = "" if loss is None else f"# validation loss {loss!r}\n"
-    with replacing(_hash_path(path), permit) as file:
-        file.write(f"{digest.hexdigest()}  {path.name}\n{note}".encode())
+    _write_hash(path, digest.hexdigest(), loss, permit)
     for old in _not_kept(directory, step, kept):
         if permit is not None:
             permit()
@@ -81,6 +78,16 @@ def save_checkpoint(
         _hash_path(old).unlink(missing_ok=True)
         old.unlink(missing_ok=True)
     return path
+
+
+def note_loss(path: Path, loss: float, permit: Callable[[], None] | None = None) -> None:
+    """Put the validation loss on record beside a whole checkpoint that was saved without it.
+
+    Raises:
+        OSError: it can't be written; the checkpoint is as it was.
+    """
+    digest, *_ = _hash_path(path).read_text("utf-8").split()
+    _write_hash(path, digest, loss, permit)
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
@@ -195,6 +202,19 @@ def _save(state: dict[str, Any], file: _HashedFile) -> None:
         if file.fault is not None:
             raise file.fault from None
         raise
+
+
+def _write_hash(
+    path: Path, digest: str, loss: float | None, permit: Callable[[], None] | None
+) -> None:
+    note = "" if loss is None else f"# validation loss {loss!r}\n"
+    with replacing(_hash_path(path), permit) as file:
+        file.write(f"{digest}  {path.name}\n{note}".encode())
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Return where the checkpoint after ``step`` steps lies, there or not."""
+    return directory / f"step-{step:08d}.pt"
 
 
 def _hash_path(path: Path) -> Path:

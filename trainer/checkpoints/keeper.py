@@ -19,6 +19,8 @@ from trainer.checkpoints.files import (
     best_steps,
     losses_of,
     newest_checkpoint,
+    note_loss,
+    path_of,
     read_checkpoint,
     remove_unfinished,
     save_checkpoint,
@@ -91,8 +93,23 @@ class Keeper:
         self._writer.finish()
 
     def validated(self, step: int, loss: float) -> None:
-        """Take note of the validation loss after ``step`` steps."""
+        """Take note of the validation loss after ``step`` steps, on disk if they are saved already.
+
+        Raises:
+            OptsweepError: the disk does not take it.
+        """
         self._losses[step] = loss
+        if step == self._newest and self._training.ranks.rank == 0:
+            try:
+                note_loss(path_of(self._run.checkpoints, step), loss, self._permit)
+            except OSError as error:
+                raise OptsweepError(
+                    f"the validation loss of step {step} can't be written: {error}"
+                ) from error
+
+    def is_validated(self, step: int) -> bool:
+        """Say whether the validation loss after ``step`` steps is on record with a checkpoint."""
+        return step in self._losses
 
     def is_best(self, step: int) -> bool:
         """Say whether the validation after this step earns it one of the places for the best."""

@@ -19,6 +19,9 @@ class TensorBoard:
     def __init__(self, directory: Path, step: int) -> None:
         self._directory, self._step = directory, step
         self._writer: Any = None
+        self._had: set[str] = set()
+        """Streams with a record of the step that the run goes on from: a validation made up for may
+        be on record already when it comes."""
 
     def open(self) -> None:
         """Begin another file with all that counts so far; readers drop what earlier ones hold.
@@ -34,6 +37,10 @@ class TensorBoard:
 
     def log(self, stream: str, step: int, metrics: dict[str, float]) -> None:
         """Add a record."""
+        if step == self._step:
+            if stream in self._had:
+                return
+            self._had.add(stream)
         for name, value in metrics.items():
             self._writer.add_scalar(f"{stream}/{name}", value, step)
 
