@@ -80,7 +80,6 @@ class _Loop:
         if step and not self._keeper.is_validated(step):  # a stop has cut its validation off
             self._validate_and_save(step)
         while step < self._total:
-            self._keeper.look()
             self._stop_if_asked(step)
             update = training.step(step)
             step += 1
@@ -96,6 +95,7 @@ class _Loop:
             if self._profiles:
                 with pace.paused():  # once it writes its trace, for seconds
                     self._profile.step()
+        self._keeper.finish()
 
     def _validate_and_save(self, step: int) -> None:
         """Do what is due after ``step`` steps."""
@@ -107,7 +107,8 @@ class _Loop:
                 self._keeper.save(step)
 
     def _asked_to_stop(self) -> str | None:
-        return self._training.ranks.agreed(self._run.stop_requested)
+        """Return why, the same on all ranks; raise what writing a checkpoint failed with."""
+        return self._training.ranks.agreed(self._run.stop_requested, self._keeper.fault())
 
     def _stop_if_asked(self, step: int) -> None:
         stop = self._asked_to_stop()

@@ -132,6 +132,11 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     return sorted(((int(name[1]), path) for name, path in named if name), reverse=True)
 
 
+def list_finished(directory: Path) -> list[tuple[int, Path]]:
+    """Return those that were written to their end, newest first."""
+    return [(at, path) for at, path in list_checkpoints(directory) if _hash_path(path).exists()]
+
+
 def losses_of(directory: Path) -> dict[int, float]:
     """Return the validation losses of the checkpoints by step, where they are on record."""
     found = {}
@@ -182,7 +187,7 @@ def _not_kept(directory: Path, step: int, kept: Kept) -> list[Path]:
     """Return the checkpoints up to ``step`` to drop, the oldest first."""
     earlier = {at: path for at, path in list_checkpoints(directory) if at <= step}
     # One that was never finished takes no place.
-    finished = [at for at, path in earlier.items() if _hash_path(path).exists()]
+    finished = [at for at, _ in list_finished(directory) if at <= step]
     stay = set(finished[: kept.last])
     if kept.best:
         losses = {at: loss for at, loss in losses_of(directory).items() if at in earlier}

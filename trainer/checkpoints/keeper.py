@@ -17,6 +17,7 @@ from trainer.checkpoints.files import (
     FORMAT,
     Kept,
     best_steps,
+    list_finished,
     losses_of,
     newest_checkpoint,
     note_loss,
@@ -39,9 +40,9 @@ log = logging.getLogger(__name__)
 class Keeper:
     """Saves and resumes one training run, or one rank's part of it.
 
-    A checkpoint is written by another thread, from a copy; one at a time. What goes wrong there is
-    raised by the next call of a method, and at the latest when the ``with`` block ends, which waits
-    for the writing::
+    A checkpoint is written by another thread, from a copy; one at a time. What goes wrong there,
+    :meth:`fault` returns; what nobody has asked for is raised when the ``with`` block ends, which
+    waits for the writing::
 
         with Keeper(training, run) as keeper:
             step = keeper.resume()
@@ -71,26 +72,31 @@ class Keeper:
     ) -> None:
         """Let the writing end; where nobody wants its result, at once."""
         self._is_abandoned = isinstance(error, (Superseded, KeyboardInterrupt))
-        try:
-            self.finish()
-        except Exception as fault:
-            if error is None:
-                raise
-            if not self._is_abandoned:  # what ends the run already has been said first
-                log.error("%s", fault)  # noqa: TRY400
+        self._writer.wait()
+        fault = self.fault()
+        if fault is not None and error is None:
+            raise fault
+        if fault is not None and not self._is_abandoned:  # what ends the run has been said first
+            log.error("%s", fault)
 
-    def look(self) -> None:
-        """Raise what went wrong since the last call, as :meth:`finish` does; costs nothing."""
-        self._writer.look()
+    def fault(self) -> BaseException | None:
+        """Return what went wrong since the last call, for all ranks to hear; costs nothing.
+
+        An OptsweepError where a checkpoint can't be written, e.g. as the disk is full; Superseded
+        where a later attempt at the run has begun.
+        """
+        return self._writer.fault()
 
     def finish(self) -> None:
-        """Wait until the newest checkpoint is on the disk.
+        """Wait until the newest checkpoint is on the disk; all ranks call it.
 
         Raises:
-            OptsweepError: it can't be written, e.g. the disk is full; the earlier ones are whole.
+            OptsweepError: it can't be written.
             Superseded: a later attempt at the run has begun.
+            RanksLost: either on rank 0, in its words.
         """
-        self._writer.finish()
+        self._writer.wait()
+        self._training.ranks.agreed(None, self.fault())
 
     def validated(self, step: int, loss: float) -> None:
         """Take note of the validation loss after ``step`` steps, on disk if they are saved already.
@@ -125,11 +131,15 @@ class Keeper:
             Diverged: the state is not finite; nothing is written.
             OptsweepError: this or the earlier one can't be written.
             Superseded: a later attempt at the run has begun.
+            RanksLost: rank 0 could not write the earlier one, in its words.
         """
         directory, training = self._run.checkpoints, self._training
         if step == self._newest:
             return
-        fault = training.ranks.agreed(training.watch.fault() or _ruin(training, step))
+        began = time.perf_counter()
+        self._writer.wait()
+        ruin = training.watch.fault() or _ruin(training, step)
+        fault = training.ranks.agreed(ruin, self.fault())
         if fault:
             raise Diverged(fault)
         self._newest, loss = step, self._losses.get(step)
@@ -137,10 +147,9 @@ class Keeper:
         state = _state(training, step)
         if training.ranks.rank:
             return
-        began = time.perf_counter()
-        self.finish()
         if self._copy is None:
-            self._write(directory, step, state, loss)
+            self._writer.start(lambda: self._write(directory, step, state, loss))
+            self._writer.wait()
             return
         copy, copied = self._copy, self._copy.of(state)
         stall = time.perf_counter() - began
@@ -202,8 +211,10 @@ class Keeper:
                 directory, step, state, self._kept, loss=loss, permit=self._permit
             )
         except OSError as error:
+            older = next((at for at, _ in list_finished(directory) if at < step), None)
+            left = "there is no earlier one" if older is None else f"that of step {older} stays"
             raise OptsweepError(
-                f"the checkpoint of step {step} can't be written: {error}; earlier ones are whole"
+                f"the checkpoint of step {step} can't be written: {error}; {left}"
             ) from error
         took = time.perf_counter() - began
         log.info(

@@ -14,7 +14,7 @@ class Writer:
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Have ``work`` begun; the one before must be over, see :meth:`finish`."""
+        """Have ``work`` begun; the one before must be over, see :meth:`wait`."""
 
         def carry_out() -> None:
             try:
@@ -26,23 +26,13 @@ class Writer:
         self._thread = threading.Thread(target=carry_out, name="checkpoint", daemon=False)
         self._thread.start()
 
-    def finish(self) -> None:
-        """Wait for the work.
-
-        Raises:
-            BaseException: whatever it raised.
-        """
+    def wait(self) -> None:
+        """Wait for the work."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
-        self._raise()
 
-    def look(self) -> None:
-        """Raise what finished work raised; costs nothing."""
-        if self._error is not None:
-            self.finish()
-
-    def _raise(self) -> None:
+    def fault(self) -> BaseException | None:
+        """Return what finished work raised, once; costs nothing."""
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        return error

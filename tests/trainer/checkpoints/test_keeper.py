@@ -69,19 +69,16 @@ def test_a_copy_is_of_the_moment_and_its_memory_is_used_again() -> None:
     assert torch.equal(grown["new"], torch.ones(2))
 
 
-def test_what_the_writing_raises_is_raised_once_by_the_next_look() -> None:
+def test_what_the_writing_raises_is_told_once() -> None:
     writer = Writer()
 
     def fail() -> None:
         raise OptsweepError("disk")
 
     writer.start(fail)
-    assert writer._thread is not None
-    writer._thread.join(10)
-    with pytest.raises(OptsweepError, match="disk"):
-        writer.look()
-    writer.look()
-    writer.finish()
+    writer.wait()
+    assert str(writer.fault()) == "disk"
+    assert writer.fault() is None
 
 
 def test_training_goes_on_while_one_checkpoint_is_written_and_waits_for_it_before_the_next(
@@ -167,12 +164,12 @@ def test_an_impatient_user_leaves_no_half_file_and_the_older_checkpoint(
         real(self)
 
     def interrupted(self: Keeper) -> None:
-        if self._newest == 8 and begun.wait(10):
+        if self._newest == 8 and begun.wait(10) and not going.is_set():
             threading.Timer(0.1, going.set).start()
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Keeper, "_permit", permit)
-    monkeypatch.setattr(Keeper, "look", interrupted)
+    monkeypatch.setattr(Keeper, "fault", interrupted)
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, threads=1) as run:
         trainer.run(tiny, run)
     assert keepers

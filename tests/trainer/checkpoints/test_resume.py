@@ -37,7 +37,7 @@ DEATHS = (
     "before the hash",
     "as an old one goes",
 )
-DISK_FULL = "the checkpoint of step {} can't be written: [Errno {}] {}; earlier ones are whole"
+DISK_FULL = "the checkpoint of step {} can't be written: [Errno {}] {}; {}"
 
 
 def curve(path: Path, *attempts: int) -> Curve:
@@ -128,6 +128,16 @@ def ends(short: Mapping, folder: Path) -> dict[str, tuple[str, str | None]]:
     orders += [order(short, path, ranks=2, **fate), order(short, path, ranks=2, attempt=2)]
     path, fate = folder / "limited", {"fate": "no room", "step": 4}
     orders += [order(short, path, **fate), order(short, path, attempt=2)]
+    for kind, group, values in (
+        ("limited", "logging", {}),
+        ("inline", "logging", {"save_in_background": False}),
+        ("sharded", "training", {"parallel": "fsdp"}),
+        ("early", "logging", {"save_ckpt_step": 2}),
+    ):
+        config = copy.deepcopy(short)
+        config[group][f"{group}_params"] |= values
+        step = 1 if kind == "early" else 4
+        orders.append(order(config, folder / "two" / kind, ranks=2, fate="no room", step=step))
     keys = [f"{Path(each['path']).relative_to(folder)} {each['attempt']}" for each in orders]
     return dict(zip(keys, carried_out(orders, folder), strict=True))
 
@@ -175,11 +185,21 @@ def test_killed_in_the_middle_of_writing_two_ranks_go_on_to_the_bit(
 def test_a_file_that_may_not_grow_is_said_in_words_and_costs_nothing_saved_before(
     ends: Mapping, folder: Path
 ) -> None:
-    said = "OptsweepError: " + DISK_FULL.format(6, 27, "File too large")
-    assert ends["limited 1"] == (said, None)
+    said = DISK_FULL.format(6, 27, "File too large", "that of step 3 stays")
+    assert ends["limited 1"] == (f"OptsweepError: {said}", None)
     assert ends["limited 2"] == ("completed", None)
     assert min(step for _, step in curve(folder / "limited", 2)) == 4
     assert curve(folder / "limited") == curve(folder / "undisturbed")
+
+
+@pytest.mark.parametrize("kind", ["limited", "inline", "sharded", "early"])
+def test_what_rank_0_cannot_write_ends_all_ranks_in_its_words(
+    ends: Mapping, folder: Path, kind: str
+) -> None:
+    left = "there is no earlier one" if kind == "early" else "that of step 3 stays"
+    said = DISK_FULL.format(2 if kind == "early" else 6, 27, "File too large", left)
+    path = f"two/{kind}"
+    assert ends[f"{path} 1"] == (f"OptsweepError: {said}", f"RanksLost: rank 0 failed: {said}")
 
 
 @contextmanager
@@ -213,7 +233,8 @@ def test_a_full_disk_is_said_in_words_and_costs_nothing_saved_before(
     with small_disk(path / "checkpoints", room) as resized:
         with pytest.raises(OptsweepError) as error:
             trained(tiny, path)
-        assert str(error.value) == DISK_FULL.format(8, 28, "No space left on device")
+        said = DISK_FULL.format(8, 28, "No space left on device", "that of step 4 stays")
+        assert str(error.value) == said
         files = sorted(file.name for file in (path / "checkpoints").iterdir())
         assert files == ["step-00000004.pt", "step-00000004.pt.sha256"]
         resized(room * 10)
