@@ -42,6 +42,14 @@ CASES = {
             "write +logging=default before it"
         ),
     ),
+    "group added with a plus that the defaults have": (
+        ["+debug=profile"],
+        "+debug=profile: debug is in the defaults list; write debug=profile",
+    ),
+    "group without the plus that it takes": (
+        ["-m", "seed=1,2", "logging=wandb"],
+        "logging=wandb: logging is not in the defaults list; write +logging=wandb",
+    ),
     "value that has no default": (
         ["data=text"],
         "data.dataset.path is missing; it has no default: data.dataset.path=VALUE",

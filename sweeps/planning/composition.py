@@ -127,7 +127,7 @@ class Composer:
                 run_mode=RunMode.RUN,
             )
         except (HydraException, OmegaConfBaseException) as error:
-            raise explained(error) from error
+            raise _misplaced_plus(groups, error) or explained(error) from error
         except (AssertionError, OSError, TypeError, ValueError) as error:
             raise self._explained_group(groups, error) from error
         return split(whole)
@@ -233,6 +233,21 @@ def explained(error: Exception) -> UserError:
         cause = cause.__cause__
     said = str(cause or type(error).__name__)
     return UserError(" ".join(line.strip() for line in said.splitlines() if line.strip()))
+
+
+def _misplaced_plus(groups: Sequence[str], error: Exception) -> UserError | None:
+    """Explain a + before a group that the defaults list has, or one that is missing.
+
+    Hydra's own words for the first are for who writes a config file.
+    """
+    for text in groups:
+        one, said = parse(text), str(error)
+        key = one.key_or_group
+        if one.is_add() and said.startswith(f"Multiple values for {key}."):
+            return UserError(f"{text}: {key} is in the defaults list; write {text.lstrip('+')}")
+        if not one.is_add() and said.startswith(f"Could not override '{key}'. No match"):
+            return UserError(f"{text}: {key} is not in the defaults list; write +{text}")
+    return None
 
 
 def _explained_value(text: str, config: DictConfig, error: Exception) -> UserError:
