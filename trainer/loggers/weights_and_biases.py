@@ -18,12 +18,14 @@ from typing import Any
 from trainer.config.logging import WandbParams
 from trainer.loggers.identity import Identity
 from trainer.loggers.recorded import recorded
+from trainer.loggers.wandb_file import last_steps_offline
 
 DIRECTORY = "wandb"
 """Of the run directory; wandb itself makes one of this name in the directory that it is given."""
 
 LOGGED_FILE = "logged.txt"
-"""There: a line ``stream step`` for each record that wandb has on the disk."""
+"""There: a line ``stream step`` for each record that wandb has on the disk for sure. What it got in
+the last seconds before a kill may be there too: offline its own file tells."""
 
 FLUSH_S = 2.0
 """Between two writes of wandb's to the disk; what a kill finds in its memory is lost."""
@@ -59,6 +61,9 @@ class WeightsAndBiases:
         # would refuse them aloud, or hold them twice in offline mode.
         self._logged_file.parent.mkdir(exist_ok=True)
         self._logged = _last_steps(self._logged_file)
+        with suppress(Exception):  # of a file that can't be read some steps may come twice
+            for stream, step in last_steps_offline(self._logged_file.parent).items():
+                self._logged[stream] = max(step, self._logged.get(stream, 0))
         settings = wandb.Settings(
             console="off",  # train.log is ours
             disable_code=True,

@@ -129,11 +129,13 @@ def test_wandb_holds_each_step_once_with_the_runs_own_numbers(logged: Path) -> N
 
 
 KILLED = """
-import json, os, signal, sys, threading, trainer
+import json, os, signal, sys, threading, time, trainer
 from rundir import Run
+from trainer.loggers import weights_and_biases
 from trainer.loggers.weights_and_biases import WeightsAndBiases
 
 given, log = threading.Event(), WeightsAndBiases.log
+weights_and_biases.FLUSH_S = 1.0
 
 def logged(self, stream, step, metrics):
     log(self, stream, step, metrics)
@@ -147,6 +149,7 @@ class Killed(Run):
         super().log(stream, step, **metrics)
         if self.attempt == 1 and step == 7:
             given.wait(60)
+            time.sleep(float(sys.argv[3]))
             os.kill(os.getpid(), signal.SIGKILL)
 
 with Killed(sys.argv[2], threads=1) as run:
@@ -154,18 +157,24 @@ with Killed(sys.argv[2], threads=1) as run:
 """
 
 
+@pytest.mark.parametrize("flushed", [False, True])
 def test_what_a_killed_attempt_could_not_write_is_written_by_the_next(
-    tiny_mapping: dict[str, Any], tmp_path: Path
+    tiny_mapping: dict[str, Any], tmp_path: Path, flushed: bool
 ) -> None:
     config = json.loads(json.dumps(tiny_mapping))
     wanted = {"wandb": {"project": "probe", "mode": "offline"}, "tensorboard": {}}
     config["logging"]["logging_params"] |= wanted
-    command = [sys.executable, "-c", KILLED, json.dumps(config), str(tmp_path)]
+    # On the disk after 1 s, and noted to be there after 2.
+    wait = "1.5" if flushed else "0"
+    command = [sys.executable, "-c", KILLED, json.dumps(config), str(tmp_path), wait]
     for ended in (-signal.SIGKILL, 0):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == ended, done.stderr
-    files = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    theirs = {key: value for file in files for key, value in history(wandb_records(file)).items()}
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    first, second = (history(wandb_records(file)) for file in files)
+    assert not first.keys() & second.keys()
+    assert first or not flushed
+    theirs = first | second
     ours = {
         (record["step"], f"{record['stream']}/loss"): record["loss"]
         for record in iter_metrics(tmp_path / METRICS_FILE)
