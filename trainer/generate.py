@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from rundir.errors import require
-from trainer.model import GPT
+from trainer.model import GPT, HuggingFaceModel
 from trainer.model.gpt import Attention
 
 
@@ -79,23 +79,27 @@ def generate(
         context: the longest sequence that the model has seen, T.
         vocabulary: tokens that have a text; a model may have more.
         seed: of what is drawn.
-        is_cached: whether keys and values are kept; only slower without, and so with networks that
-            are not ours.
+        is_cached: whether keys and values are kept; only slower without.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     window = list(prompt[-context:])
+    past: dict[str, Any] = {}  # of a network of transformers'
     with _keys_and_values_kept(model, context, wanted=is_cached) as layers:
         unread = window
         while True:
-            tokens_BT = torch.tensor([unread if layers else window], device=device)
-            logits_V = model(tokens_BT)[0, -1, :vocabulary]
-            token = choice.next(logits_V.float(), generator)
+            tokens_BT = torch.tensor([unread if layers or past else window], device=device)
+            if is_cached and isinstance(model, HuggingFaceModel):
+                logits_BTV, past = model.read_on(tokens_BT, past)
+            else:
+                logits_BTV = model(tokens_BT)
+            token = choice.next(logits_BTV[0, -1, :vocabulary].float(), generator)
             yield token
             window.append(token)
             unread = [token]
             if len(window) > context:
                 window = unread = window[-max(1, context // 2) :]
+                past = {}
                 for layer in layers:
                     layer.forget()
 

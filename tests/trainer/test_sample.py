@@ -16,9 +16,10 @@ import trainer
 from rundir import Run, write_json
 from trainer import sample
 from trainer.checkpoints import Keeper
-from trainer.config import TrainConfig
+from trainer.config import HuggingFaceConfig, TrainConfig
 from trainer.data.tokenizers import Gpt2Tokenizer
 from trainer.generate import Choice, _keys_and_values_kept, generate
+from trainer.model import build_model
 from trainer.parallel import Ranks
 from trainer.sample import Trained
 from trainer.training import Training
@@ -27,6 +28,22 @@ Mapping = dict[str, Any]
 
 CONTEXT = 16
 GREEDY = Choice(temperature=0)
+SMALL = {
+    "llama": {"num_key_value_heads": 1, "intermediate_size": 24},
+    "qwen2_moe": {
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 20,
+    },
+    "gpt2": {},
+    "mamba": {"state_size": 4},
+}
+"""Architectures of transformers', and what else is small in them. What mamba keeps is no keys and
+values, and few versions hand it out as they do those."""
+COUNT = CONTEXT + 4
+"""Tokens after which the window of a prompt of four has been full once."""
 SAVES = "+logging=default logging.logging_params.save_ckpt_step=100"
 
 
@@ -144,6 +161,34 @@ def test_a_sequence_read_in_parts_has_the_logits_of_the_whole(trained: Trained, 
         parts += [trained.model(whole[:, at : at + 1])[0] for at in range(first, CONTEXT)]
     torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(trained.model(whole)[0], expected)  # the layers are back
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2_moe", "gpt2", "mamba"])
+def test_kept_keys_and_values_of_transformers_change_no_token(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.5}
+    heads = {} if architecture == "mamba" else {"num_attention_heads": 2}
+    settings = HuggingFaceConfig(architecture, 256, sizes | heads | SMALL[architecture])
+    model = build_model(settings, CONTEXT).eval()
+    read, lengths = type(model.network).forward, []
+
+    def counted(network: Any, input_ids: torch.Tensor, **more: Any) -> Any:
+        lengths.append(input_ids.shape[1])
+        return read(network, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(type(model.network), "forward", counted)
+    options: Mapping = {"choice": GREEDY, "context": CONTEXT, "vocabulary": 256, "seed": 0}
+    kept, whole = (
+        list(islice(generate(model, list(b"The "), is_cached=cached, **options), COUNT))
+        for cached in (True, False)
+    )
+    assert kept == whole
+    assert len(set(kept)) > 2
+    # With the cache the window is read at first, and anew when it is full.
+    assert architecture == "mamba" or lengths[:COUNT].count(1) == COUNT - 2
 
 
 def test_a_network_of_transformers_can_be_sampled_too(config: Mapping, tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _ALIGNMENT = 16
 """Bytes that torch's grouped products want rows and columns to be a multiple of."""
 
+_PAST = ("cache", "past_key_values")
+"""What networks call the keys and values that they return and take: since transformers 5.24, and
+before."""
+
 
 class HuggingFaceModel(nn.Module):
     """A network of transformers' behind the interface of :class:`trainer.model.GPT`."""
@@ -130,6 +134,23 @@ class HuggingFaceModel(nn.Module):
         if self.training and balance is not None:
             loss = loss + self._settings.router_aux_loss_coef * balance
         return loss
+
+    def read_on(
+        self, tokens_BT: torch.Tensor, past: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the logits (B, T, V) of tokens that follow others, and what to pass with the next.
+
+        Args:
+            tokens_BT: what has not been read yet.
+            past: what was returned for those before; empty where there are none.
+
+        Returns:
+            In place of the past nothing where the architecture keeps none, or under another name:
+            then all tokens are to be read again.
+        """
+        output = self.network(input_ids=tokens_BT, use_cache=True, **past)
+        own = [name for name in output if name in _PAST]  # `in` finds the old name too
+        return output.logits, {name: output[name] for name in own}
 
 
 def _built(config: HuggingFaceConfig) -> Any:
