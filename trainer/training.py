@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rundir.errors import IllegalValue
-from trainer.compute.compilation import can_compile, compiled
+from trainer.compute.compilation import can_compile, choose_cache, compiled
 from trainer.compute.precision import Precision
 from trainer.compute.rows import row_threads
 from trainer.config import TrainConfig
@@ -70,6 +70,8 @@ class Training:
         """
         device = ranks.device
         self.config, self.ranks, self.device = config, ranks, device
+        if config.training.compile:
+            choose_cache()
         torch.manual_seed(config.seed)
         corpus = load_corpus(config.data)
         self.train_tokens, self._validation = len(corpus.train), corpus.validation

@@ -26,17 +26,25 @@ INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """Where torch.compile keeps what it compiled; torch's own default is a directory of /tmp."""
 
 
+def choose_cache() -> None:
+    """Say where to keep what is compiled, unless somebody has.
+
+    Comes before whatever imports torch._dynamo, as DistributedDataParallel does: that says so too,
+    and means a directory of /tmp.
+    """
+    if INDUCTOR_VARIABLE not in os.environ:
+        cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/optsweep").expanduser()
+        os.environ[INDUCTOR_VARIABLE] = str(cache / "compiled")
+
+
 def can_compile(device: torch.device) -> bool:
-    """Say whether this machine can, and choose the cache; where it can't, the log says so."""
+    """Say whether this machine can; where it can't, the log says so."""
     if device.type == "cpu" and not has_compiler():
         log.info("training_params.compile: not used, there is no C++ compiler here")
         return False
     if device.type == "cuda" and (fault := launch_fault()):
         log.info("training_params.compile: not used. %s", fault)
         return False
-    if INDUCTOR_VARIABLE not in os.environ:
-        cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/optsweep").expanduser()
-        os.environ[INDUCTOR_VARIABLE] = str(cache / "compiled")
     return True
 
 
@@ -44,6 +52,7 @@ def compiled(model: torch.nn.Module, device: torch.device) -> Callable[..., Any]
     """Return the model compiled, or as it is where this machine can't."""
     if not can_compile(device):
         return model
+    choose_cache()
     inner = getattr(model, "module", model)  # what DDP wraps
     if isinstance(inner, GPT):
         inner.compile_parts()
