@@ -179,6 +179,16 @@ def grouped(found: Outcomes, keys: pd.DataFrame, confidence: float = CONFIDENCE)
     return typed
 
 
+def group_labels(columns: pd.DataFrame, names: list[str]) -> list[str]:
+    """Return the labels of all groups in the order of their settings, that of :func:`grouped`.
+
+    Every figure of a sweep takes a group's colour from its place here.
+    """
+    by: Any = [columns[name] for name in names] or [0] * len(columns)
+    groups = columns.groupby(by, dropna=False, sort=True, observed=True)
+    return [describe(rows.iloc[0].to_dict(), names) for _, rows in groups]
+
+
 def _groups(found: Outcomes, names: list[str]) -> Iterator[dict[str, Any]]:
     """Yield each group's settings, label, values and results by seed where they have one each."""
     columns = found.settings.columns

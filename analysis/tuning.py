@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis import MEASURE
-from analysis.aggregation import grouped
+from analysis.aggregation import group_labels, grouped
 from analysis.outcomes import Outcomes, outcomes
 from analysis.sensitivity import rateless
 from analysis.settings import describe
@@ -37,6 +37,8 @@ class Tuned:
     """Of the measure, over the runs."""
     diverged: int = 0
     """Seeds that diverged at this rate: the mean is over those that came through."""
+    place: int = 0
+    """Among all groups of the sweep, those without a result too, in the order of their settings."""
 
 
 def tuned_groups(
@@ -65,13 +67,15 @@ def tuned_groups(
     first = table.drop_duplicates(names) if names else table.head(1)
     shown = [*names, "lr"] if len(keys["lr"].dropna().unique()) > 1 else names
     marks = [_mark(row, [*names, "lr"]) for row in keys.to_dict("records")]
+    places = group_labels(found.settings.columns, names)
     chosen = []
     for row in first.to_dict("records"):
         mark = _mark(row, [*names, "lr"])
         mine = [mark == other for other in marks] & found.has_result.to_numpy()
         runs = tuple(found.table["run"][mine].tolist())
         label = describe({**row, "lr": float(row["lr"])}, shown) or "all runs"
-        chosen.append(Tuned(label, runs, float(row["mean"]), int(row["diverged"])))
+        place = places.index(describe(row, names))
+        chosen.append(Tuned(label, runs, float(row["mean"]), int(row["diverged"]), place))
     return chosen
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.aggregation import group_labels
 from analysis.plots.panels import new_panels
 from analysis.plots.style import (
     OKABE_ITO,
@@ -126,7 +127,7 @@ def _draw_runs(
     """Draw every run that has a finite value; return their ids."""
     groups = rateless(settings)
     labels = labels_of(settings.columns, groups)
-    names = list(dict.fromkeys(labels))
+    names = list(dict.fromkeys(group_labels(settings.columns, groups)))
     rates = _rates(table)
     lines = {run: rows for run, rows in curves.groupby("run", observed=True) if len(rows)}
     ranked = _ranked(table, final)

@@ -67,6 +67,8 @@ def _figure(
 
     groups = tuned_groups(sweep, by, store)
     shown = groups[: len(OKABE_ITO)]
+    # As in the other figures, as long as those have a colour for each group.
+    is_shared = max(group.place for group in groups) < len(OKABE_ITO)
     curves = tuned_curves(shown, stream, metric, x, store)
     if not np.isfinite(curves["mean"]).any():
         raise UserError(
@@ -78,7 +80,8 @@ def _figure(
             rows = curves[curves["group"] == group.label]
             if rows.empty:
                 continue
-            color, dash = OKABE_ITO[number], _DASHES[number % len(_DASHES)]
+            place = group.place if is_shared else number
+            color, dash = OKABE_ITO[place], _DASHES[place % len(_DASHES)]
             lost = [f"{group.diverged} diverged"] if group.diverged else []
             notes = [f"n = {len(group.runs)}", *lost] if lost or len(group.runs) > 1 else []
             label = f"{group.label}: {group.mean:.3f}"

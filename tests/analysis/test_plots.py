@@ -172,6 +172,19 @@ def test_tuned_curves_are_means_over_the_seeds_of_the_best_rate(tuned: Path) -> 
     assert axes.get_xlabel() == "optimizer step"
 
 
+def test_an_optimizer_has_one_colour_in_every_figure(store: Path) -> None:
+    from analysis.plots import loss_curves, lr_sensitivity_plot, tuned_curves_plot
+
+    figures = [loss_curves("quickstart"), lr_sensitivity_plot("quickstart")]
+    figures.append(tuned_curves_plot("quickstart"))
+    for optimizer, color in (("adamw", "#0072B2"), ("muon", "#D55E00")):
+        for axes in (figure.axes[0] for figure in figures):
+            handles, names = axes.get_legend_handles_labels()
+            mine = [h for h, name in zip(handles, names, strict=True) if name.startswith(optimizer)]
+            lines = [getattr(handle, "lines", (handle,))[0] for handle in mine]
+            assert color in {line.get_color() for line in lines}
+
+
 @pytest.mark.parametrize(
     ("x", "label", "places"),
     [
