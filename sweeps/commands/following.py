@@ -96,7 +96,7 @@ def _print_tables(plan: Plan, surveyed: Sequence[RunState], *, every: bool) -> N
     out.print(f"sweep {plan.sweep}: {display.summary(surveyed)}", markup=False)
     shown = list(surveyed) if every else runtable.worth_showing(surveyed)
     if shown:
-        out.print(runtable.run_table(plan, shown))
+        out.print(runtable.run_table(plan, shown, out.width))
     if len(shown) < len(surveyed):
         seen = runtable.counts(shown)
         left = {w: n - seen.get(w, 0) for w, n in runtable.counts(surveyed).items()}

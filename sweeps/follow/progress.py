@@ -94,7 +94,7 @@ class _LiveRuns:
     def show(self, asked: Sequence[RunState]) -> None:
         """Redraw."""
         room = max(4, (err.height or 24) - 4)
-        table = run_table(self._plan, worth_showing(asked, room))
+        table = run_table(self._plan, worth_showing(asked, room), err.width)
         table.caption = summary(asked)
         self._live.update(table, refresh=True)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -53,23 +54,59 @@ def worth_showing(asked: Sequence[RunState], most: int = MOST_ROWS) -> list[RunS
     return (running + bad)[:most]
 
 
-def run_table(plan: Plan, asked: Sequence[RunState]) -> Table:
-    """Return the table of runs for ``status``, ``watch`` and a followed local sweep."""
+def run_table(plan: Plan, asked: Sequence[RunState], width: int) -> Table:
+    """Return the table of runs for ``status``, ``watch`` and a followed local sweep.
+
+    Where it is wider than ``width`` columns, the least telling of its own are left out; what is
+    kept is never cut, and a reason has room for words.
+    """
+    rows = [_cells(plan, state) for state in asked]
+    kept = _fitting(rows, width)
     table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("run", no_wrap=True)
-    table.add_column("state")
-    for name in ("step", "loss", "tokens/s", "left"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("node")
-    table.add_column("why", overflow="fold")
-    for state in asked:
-        cells = _progress_cells(state.status) if state.status else ("", "", "", "")
-        colour = _COLOURS.get(state.state, "red")
-        run, word = Text(plan.labels[state.run.index]), Text(str(state.state), style=colour)
-        node = Text(state.node or "")
-        table.add_row(str(state.run.index), run, word, *cells, node, Text(_why(state)))
+    for name in kept:
+        justify: JustifyMethod = "right" if name in _NUMBERS else "left"
+        style = "dim" if name == "#" else ""
+        table.add_column(name, justify=justify, style=style, no_wrap=name != _REASON)
+    for state, cells in zip(asked, rows, strict=True):
+        colours = {"state": _COLOURS.get(state.state, "red")}
+        table.add_row(*(Text(cells[name], style=colours.get(name, "")) for name in kept))
     return table
+
+
+_REASON = "why"
+_COLUMNS = ("#", "run", "state", "step", "loss", "tokens/s", "left", "node", _REASON)
+_NUMBERS = ("#", "step", "loss", "tokens/s", "left")
+_LEAST_TELLING = ("node", "tokens/s", "left", "loss", "step")
+"""Columns that a narrow terminal goes without, the first first."""
+
+_REASON_WIDTH = 28
+"""Columns that a longer reason is folded into, at least."""
+
+
+def _cells(plan: Plan, state: RunState) -> dict[str, str]:
+    step, loss, speed, left = _progress_cells(state.status) if state.status else ("", "", "", "")
+    return {
+        "#": str(state.run.index),
+        "run": plan.labels[state.run.index],
+        "state": str(state.state),
+        "step": step,
+        "loss": loss,
+        "tokens/s": speed,
+        "left": left,
+        "node": state.node or "",
+        _REASON: _why(state),
+    }
+
+
+def _fitting(rows: Sequence[dict[str, str]], width: int) -> list[str]:
+    """Return the columns that fit side by side, two blanks between them."""
+    widths = {name: max(map(len, (name, *(row[name] for row in rows)))) for name in _COLUMNS}
+    widths[_REASON] = min(widths[_REASON], _REASON_WIDTH)
+    for name in _LEAST_TELLING:
+        if sum(widths.values()) + 2 * (len(widths) - 1) <= width:
+            break
+        del widths[name]
+    return list(widths)
 
 
 def progress_line(state: State, status: Status | None) -> str:

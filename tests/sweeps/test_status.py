@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rundir import Run, State
 from rundir.files import write_status
 from sweeps.cluster.scheduler import Element, Queue
-from sweeps.follow import states
+from sweeps.follow import display, states
 from sweeps.follow.selection import pick
 from sweeps.planning.plan import Plan
 from sweeps.records import ledger
@@ -47,6 +48,25 @@ def test_a_run_shows_step_loss_speed_time_left_and_node(make_sweep, sweeps_comma
     sweep.record(0, State.RUNNING, node="n7", **more)
     row = sweeps_command("status")[1].splitlines()[2].split()
     assert row == ["0", "seed-0", "running", "30/90", "3.2500", "12,346", "2:05", "n7"]
+
+
+@pytest.mark.parametrize("width", [160, 80, 60, 40])
+def test_a_narrow_terminal_cuts_no_word_and_leaves_reasons_room(
+    make_sweep, sweeps_command, monkeypatch, width
+):
+    sweep = make_sweep(runs=1)
+    reason = "cancelled by the user; SIGTERM at step 450 of 1500; checkpoint written"
+    figures = {"loss": 2.0498, "tokens_per_second": 10622.0}
+    sweep.record(0, State.CANCELLED, step=448, total_steps=1500, figures=figures, reason=reason)
+    monkeypatch.setattr(display, "out", Console(width=width, highlight=False))
+    table, _, rest = sweeps_command("status")[1].partition("\n\n")
+    lines = table.splitlines()[1:]
+    assert rest.startswith("1 run cancelled")
+    assert max(map(len, lines)) <= width
+    assert lines[1].split()[:3] == ["0", "seed-0", "cancelled"]
+    assert ("10,622" in lines[1]) == (width == 160)
+    assert len(lines) <= 5, "a reason is folded into a few lines"
+    assert "".join("".join(lines).split()).endswith("".join(reason.split()))
 
 
 def test_a_large_sweep_shows_running_and_bad_runs_and_says_how_to_see_all(
