@@ -181,7 +181,9 @@ class Preview:
         if any(array.submission.share.backend == SLURM for array in self.arrays):
             text += f" in {count_of(len(self.arrays), 'array')}"
         if self.arrays and self._is_limited:
-            most = " and ".join(f"{hours:g} {unit}-hours" for unit, hours in self._hours().items())
+            most = " and ".join(
+                f"{rough(hours)} {unit}-hours" for unit, hours in self._hours().items()
+            )
             minutes = sorted({array.cluster.timeout_min for array in self.arrays})
             limit = ", ".join(str(each) for each in minutes)
             text += f"; at most {most} (time limit {limit} min)"
@@ -203,6 +205,11 @@ class Preview:
         for unit, hours in (array.hours for array in self.arrays if array.hours is not None):
             total[unit] = total.get(unit, 0.0) + hours
         return total
+
+
+def rough(hours: float) -> str:
+    """Return hours in three digits, and whole from a hundred on: ``1.33``, ``12,345``."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _word(state: RunState) -> str:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sweeps.cluster.clusters import SlurmCluster, cluster
-from sweeps.launch.preview import Array
+from sweeps.launch.preview import Array, rough
 from sweeps.records.ledger import SLURM, Share, Submission
 
 
@@ -68,6 +68,13 @@ def array(kind, node, runs=4, drain=False, **share):
     built = cluster(kind, node)
     shared = Share(SLURM, tuple((i, 1) for i in range(runs)), runs, drain, **share)
     return Array(built, Submission("abc", shared, "hash", "/"), "script").each
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"), [(1 / 60, "0.0167"), (4 / 3, "1.33"), (99.96, "100"), (12345.6, "12,346")]
+)
+def test_hours_are_said_in_few_digits(hours, said):
+    assert rough(hours) == said
 
 
 def test_what_each_run_gets_is_said_in_words():
