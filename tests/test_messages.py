@@ -278,6 +278,20 @@ def test_a_text_that_is_not_utf8_is_refused_before_anything_is_written(shell):
     assert os.listdir(shell.cwd) == ["latin1.txt"]
 
 
+def test_without_sbatch_a_dry_run_shows_everything_and_says_what_it_does_not_know(shell, toy):
+    shell.env["PATH"] = "/nowhere"
+    words = ("launch", "-m", *toy, "seed=1,2", "paths.sweep=s", "cluster=slurm", "dry_run=true")
+    done = shell(*words)
+    assert done.stderr == (
+        "warning: cluster=slurm needs sbatch, squeue, srun, scontrol, not on this machine's PATH; "
+        "this goes by the runs' own records and by SLURM's default limits, not by those of a "
+        "cluster\ndry run: nothing was submitted or written\n"
+    )
+    assert "#SBATCH --array=0-1%2" in done.stdout
+    assert "2 runs to submit as 2 workers in 1 array" in done.stdout
+    assert os.listdir(shell.cwd) == []
+
+
 def test_rerun_of_what_is_no_run_is_one_line_with_exit_code_2(shell):
     (shell.cwd / "empty").mkdir()
     done = shell("-m", "sweeps", "rerun", "empty", code=2)

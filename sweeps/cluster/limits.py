@@ -142,6 +142,11 @@ class Limits:
             yield from self.accounting.bounds(**asked)
 
 
+def usual_limits() -> Limits:
+    """Return those of a SLURM whose configuration names none."""
+    return Limits(array_size=1001, job_count=10000)
+
+
 def read_limits() -> Limits:
     """Ask the cluster: one call of 5 ms, and four more where accounting enforces limits.
 

@@ -47,6 +47,11 @@ def array_executor(folder: Path) -> Any:
     import submitit
 
     class ArrayExecutor(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            """Let a dry run write scripts where there is no SLURM; launches look before."""
+            return 1
+
         def _make_submission_command(self, submission_file_path: Path) -> list[str]:
             return ["timeout", str(ANSWER_S), "sbatch", str(submission_file_path)]
 

@@ -35,6 +35,10 @@ class Unanswered(ClusterError):
     """SLURM gave no answer: what was asked of it may have happened all the same."""
 
 
+class Unreachable(ClusterError):
+    """SLURM was not asked, as it is not on this machine, or has not answered."""
+
+
 _OVER = frozenset({*_STATES, "COMPLETED", "REVOKED"})
 """States in which squeue still shows an element for a while (MinJobAge, 300 s) after its end."""
 
@@ -200,13 +204,13 @@ def require() -> None:
     """Refuse to go on where jobs can't be submitted.
 
     Raises:
-        ClusterError: a command that submission needs is not on the PATH.
+        Unreachable: a command that submission needs is not on the PATH.
     """
     missing = [
         name for name in ("sbatch", "squeue", "srun", "scontrol") if shutil.which(name) is None
     ]
     if missing:
-        raise ClusterError(
+        raise Unreachable(
             f"cluster=slurm needs {', '.join(missing)}, not on this machine's PATH; "
             "run on a login node, or use cluster=local; nothing was submitted"
         )
@@ -235,7 +239,7 @@ def ask(*command: str, seconds: float = TIMEOUT_S) -> str:
     """Run one of SLURM's commands and return what it prints.
 
     Raises:
-        ClusterError: with its words, when it fails, is not there, or does not answer.
+        Unreachable: with its words, when it fails, is not there, or does not answer.
     """
     environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
     try:
@@ -248,12 +252,12 @@ def ask(*command: str, seconds: float = TIMEOUT_S) -> str:
             env=environment,
         )
     except FileNotFoundError:
-        raise ClusterError(f"{command[0]} is not on this machine's PATH") from None
+        raise Unreachable(f"{command[0]} is not on this machine's PATH") from None
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{command[0]} did not answer within {seconds} s") from None
+        raise Unreachable(f"{command[0]} did not answer within {seconds} s") from None
     if done.returncode != 0:
         said = words(command[0], done.stderr) or f"exit code {done.returncode}"
-        raise ClusterError(f"{command[0]} said: {said}")
+        raise Unreachable(f"{command[0]} said: {said}")
     return done.stdout
 
 

@@ -22,7 +22,8 @@ from sweeps.cluster import scheduler
 from sweeps.cluster.clusters import Cluster, SlurmCluster, cluster
 from sweeps.cluster.intents import settle_locked
 from sweeps.cluster.launchers import LocalLauncher, SlurmLauncher
-from sweeps.cluster.limits import Limits, read_limits
+from sweeps.cluster.limits import Limits, read_limits, usual_limits
+from sweeps.cluster.scheduler import UnknownQueue, Unreachable
 from sweeps.follow import display, local, states
 from sweeps.follow.runstate import RunState
 from sweeps.launch.preview import Array, DryRun, Preview
@@ -116,12 +117,25 @@ def show(
 
 
 def preview(plan: Plan, candidates: Sequence[Candidate], launcher: Launcher) -> Preview:
-    """Return what :func:`launch` would do; write nothing."""
-    launcher.require(plan.root)
+    """Return what :func:`launch` would do; write nothing.
+
+    Where SLURM can't be asked it goes by the runs' own records and SLURM's defaults, and says so.
+    """
+    try:
+        launcher.require(plan.root)
+        asked, wanted = _survey(plan, plan.admit(candidates))
+        limits = read_limits() if launcher.is_detached and wanted else None
+    except Unreachable as error:
+        said = str(error).partition(";")[0]
+        display.warn(
+            f"{said}; this goes by the runs' own records and by SLURM's default limits, not by "
+            "those of a cluster"
+        )
+        asked, wanted = _survey(plan, plan.admit(candidates), UnknownQueue())
+        limits = usual_limits()
     requests = _requests({c.signature: (launcher, c.cluster) for c in candidates})
-    asked, wanted = _survey(plan, plan.admit(candidates))
     code = present_hash(plan.home, names=plan.tasks, tell=display.warn)
-    division = _divided(_grouped(wanted, requests), code)
+    division = _divided(_grouped(wanted, requests), code, limits)
     arrays = [
         Array(request.cluster, submission, launcher.script(request.cluster, plan, submission))
         for request, submission in division.submissions
@@ -187,12 +201,20 @@ def _grouped(wanted: Sequence[RunState], requests: Mapping[str, _Request]) -> _G
     return list(groups.values())
 
 
-def _survey(plan: Plan, indices: Sequence[int]) -> tuple[list[RunState], list[RunState]]:
-    """Return the states of the runs asked for, and of those among them to submit."""
+def _survey(
+    plan: Plan, indices: Sequence[int], queue: UnknownQueue | None = None
+) -> tuple[list[RunState], list[RunState]]:
+    """Return the states of the runs asked for, and of those among them to submit.
+
+    Args:
+        plan: the sweep.
+        indices: its runs that are asked for.
+        queue: stands for SLURM's answer where it gives none.
+    """
     entries = ledger.entries(plan.home)
     for said in ledger.damage(plan.home, entries):
         display.warn(said)
-    surveyed = states.survey(plan, states.queue_of(plan, entries), entries=entries)
+    surveyed = states.survey(plan, queue or states.queue_of(plan, entries), entries=entries)
     asked = [surveyed[index] for index in indices]
     return asked, [state for state in asked if state.is_wanted]
 
@@ -208,9 +230,9 @@ class _Division:
     """What keeps them, or workers, out, in SLURM's words."""
 
 
-def _divided(groups: _Groups, code: str) -> _Division:
+def _divided(groups: _Groups, code: str, limits: Limits | None = None) -> _Division:
+    """Return what to hand over, within limits; the cluster is asked for them if none are given."""
     git, launch = provenance.git_state(), secrets.token_hex(4)
-    limits: Limits | None = None
     found: list[tuple[_Request, Submission]] = []
     cuts: dict[str, None] = {}
     for request, runs in groups:
