@@ -92,7 +92,7 @@ def _cells(plan: Plan, state: RunState) -> dict[str, str]:
         "step": step,
         "loss": loss,
         "tokens/s": speed,
-        "left": left,
+        "left": left if state.state is State.RUNNING else "",
         "node": state.node or "",
         _REASON: _why(state),
     }

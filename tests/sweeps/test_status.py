@@ -69,6 +69,14 @@ def test_a_narrow_terminal_cuts_no_word_and_leaves_reasons_room(
     assert "".join("".join(lines).split()).endswith("".join(reason.split()))
 
 
+def test_a_run_whose_process_is_gone_has_no_time_left(make_sweep, sweeps_command, dead):
+    sweep = make_sweep(runs=1)
+    sweep.record(0, State.RUNNING, owner=dead, step=30, total_steps=90, seconds_left=125.0)
+    table = sweeps_command("status")[1].partition("\n\n")[0]
+    assert "lost" in table
+    assert "2:05" not in table
+
+
 def test_a_large_sweep_shows_running_and_bad_runs_and_says_how_to_see_all(
     make_sweep, sweeps_command
 ):
