@@ -11,21 +11,28 @@ from pathlib import Path
 from analysis import MEASURE
 from analysis.collecting.forgone import forgo_pandas
 from rundir import exit_code_of
+from rundir.commandline import Parser, command_of, options_of
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    options = _parser().parse_args(arguments)
-    return exit_code_of(lambda: options.command(options) or 0)
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code_of(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    options = options_of(command_of(_parser(), words), words[1:])
+    code: int = options.command(options) or 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis",
         description="Run directories into a Parquet store, and the store into comparisons.",
     )
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    store = argparse.ArgumentParser(add_help=False)
+    store = Parser(add_help=False)
     store.add_argument(
         "--store", type=Path, default=Path("store"), metavar="DIR", help="default: store"
     )

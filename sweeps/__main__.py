@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from rundir import UserError, exit_code_of, unknown
+from rundir import UserError, exit_code_of
+from rundir.commandline import Parser, command_of, options_of
 from rundir.files import MULTIRUN
 from sweeps.commands import following, listing, logs, shell_completion, steering
 from sweeps.commands.comparison import RTOL
@@ -23,16 +23,8 @@ def completion(_arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every error is told."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the user's error."""
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m sweeps", description=__doc__)
+    parser = Parser(prog="python -m sweeps", description=__doc__)
     kinds = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def add(function: Command, *, sweep: bool = True, json: bool = True) -> argparse.ArgumentParser:
@@ -87,31 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    parser = _parser()
-    commands = shell_completion.commands_of(parser)
-    if not words or words[0].startswith("-"):
-        parser.parse_args(words)  # shows the help, or says that a command is missing
-    if words[0] not in commands:
-        raise unknown("command", words[0], commands)
-    parsed = _parsed(commands[words[0]], words[1:])
+    parsed = _parsed(command_of(_parser(), words), words[1:])
     code: int = parsed.function(parsed)
     return code
 
 
 def _parsed(command: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Parse what follows a command, its options before, after and between the other words.
-
-    Raises:
-        UserError: in one line; of an unknown option with the nearest one.
-    """
-    parsed, rest = command.parse_known_intermixed_args(words)
-    for word in rest:
-        if word.startswith("-"):
-            legal = [text for action in command._actions for text in action.option_strings]  # noqa: SLF001
-            raise unknown("option", word.partition("=")[0], legal, command.prog)
+    """Parse what follows a command; hint at commas where values of an option stand apart."""
     hint = _hint_of_commas(words)
-    if rest:
-        command.error(f"too many words: {' '.join(rest)}{hint}")
+    parsed = options_of(command, words, hint)
     if hint and parsed.sweep is not None:
         try:
             selection.directory_of(parsed.sweep, parsed.multirun)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
+from rundir.commandline import commands_of
 from rundir.files import MULTIRUN, PLAN_FILE, SWEEP_DIR
 
 _SCRIPT = r"""
@@ -82,11 +83,3 @@ def bash(parser: argparse.ArgumentParser, values: Mapping[str, Sequence[str]]) -
     for name, text in filled.items():
         script = script.replace(f"@{name}@", text)
     return script
-
-
-def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each command, by name."""
-    for action in parser._actions:  # noqa: SLF001
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            return dict(action.choices)
-    return {}

@@ -288,9 +288,35 @@ def test_no_match_is_said(store: Path, capsys) -> None:
     ],
 )
 def test_a_count_that_makes_no_sense_is_refused(capsys, arguments: list[str], fault: str) -> None:
-    with pytest.raises(SystemExit, match=r"^2$"):
-        main(arguments)
-    assert capsys.readouterr().err.endswith(f"error: argument {fault}\n")
+    assert main(arguments) == 2
+    help_of = f"see python -m analysis {arguments[0]} --help"
+    assert capsys.readouterr().err == f"error: argument {fault}; {help_of}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["tabel"],
+            (
+                "unknown command tabel; must be one of: collect, diff, plot, report, table; "
+                "did you mean table?"
+            ),
+        ),
+        (
+            ["diff", "a", "b", "--jsn"],
+            (
+                "unknown option --jsn in python -m analysis diff; must be one of: --help, --json, "
+                "--store, -h; did you mean --json?"
+            ),
+        ),
+        (["plot", "a", "b"], "too many words: b; see python -m analysis plot --help"),
+        ([], "the following arguments are required: COMMAND; see python -m analysis --help"),
+    ],
+)
+def test_a_command_line_that_does_not_parse_is_one_line(capsys, words, said) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_settings_leave_room_for_the_reason(run_maker, capsys) -> None:
