@@ -123,6 +123,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
 
     Whatever the message quotes, it is printable and keeps to its line.
     """
+    _replace_closed_streams()
     try:
         code = command()
         sys.stdout.flush()
@@ -141,6 +142,14 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return code
     print(f"error: {_in_one_line(message)}", file=sys.stderr)  # noqa: T201 - this is how a command fails
     return code
+
+
+def _replace_closed_streams() -> None:
+    """Let a process that was started without stdout or stderr, as by ``>&-``, write to neither."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _drop_unwritable_output() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
@@ -17,8 +19,30 @@ from sweeps.planning.plan import Plan
 _LOG_WIDTH = 160
 """Columns where the output is a file or a pipe."""
 
-out = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+class _Tables(Console):
+    """What a command is for."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to whoever runs the command what an output that nobody reads means."""
+        raise BrokenPipeError
+
+
+class _Progress(Console):
+    """What is said beside it."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: what is under way does not depend on somebody who watches it."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Say whether a stream, which is None where the process was given none, is a terminal."""
+    return stream is not None and stream.isatty()
+
+
+out = _Tables(width=None if _is_terminal(sys.stdout) else _LOG_WIDTH, highlight=False)
+err = _Progress(stderr=True, soft_wrap=True, highlight=False)
 
 
 def emit(value: object) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -54,6 +56,28 @@ def test_every_run_is_carried_out_once_and_the_second_launch_does_nothing(shell,
     again = shell(*launch(toy))
     assert "3 runs: 3 completed; none to submit" in again.stderr
     assert records(shell) == before
+
+
+def test_a_launch_whose_progress_nobody_reads_goes_on_to_its_end(shell, toy):
+    process = shell.start(*launch(toy))
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert [run["state"] for run in shell.status("s")] == ["completed"] * 3
+
+
+@pytest.mark.parametrize("shut", ["| true", ">&-"])
+def test_a_status_that_nobody_reads_is_no_failure(shell, toy, shut):
+    shell(*launch(toy))
+    words = shlex.join(shell.command("-m", "sweeps", "status", "s"))
+    done = subprocess.run(
+        ["bash", "-c", f"{words} {shut}; exit ${{PIPESTATUS[0]}}"],
+        cwd=shell.cwd,
+        env=shell.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_run_directory_holds_the_files_that_the_design_names(shell, toy):
