@@ -57,6 +57,9 @@ def store(found: Sources, folder: Path) -> Path:
     """Copy files below a folder unless they are there already; return the copy, named by its hash.
 
     What outside the project cannot be read by then is left out of the files.
+
+    Raises:
+        OptsweepError: a file can't be copied, as onto a full disk.
     """
     present = folder / content_hash(found)
     if present.is_dir() and tree_hash(present) == present.name:
@@ -71,6 +74,10 @@ def store(found: Sources, folder: Path) -> Path:
             except (FileNotFoundError, PermissionError) as error:
                 (work / file).unlink(missing_ok=True)
                 found.leave(file, error)
+            except OSError as error:  # whose file is the source, though the copy has no room
+                raise OptsweepError(
+                    f"{source} can't be copied into {folder}: {error.strerror}"
+                ) from None
         for name, target in found.links.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).symlink_to(target)

@@ -403,6 +403,17 @@ def test_a_file_that_vanishes_while_it_is_copied_is_told(project, tmp_path, monk
     assert told == [f"{place / 'module.py'} is not frozen: No such file or directory"]
 
 
+def test_a_full_disk_names_the_directory_that_is_full(project, tmp_path, monkeypatch):
+    def copy(source, target, **how):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copy2", copy)
+    folder = tmp_path / "home" / "code"
+    with pytest.raises(OptsweepError, match=f"can't be copied into {folder}: No space left"):
+        freeze(tmp_path / "home", project)
+    assert list(folder.iterdir()) == []
+
+
 def test_the_limits_are_of_all_that_is_frozen_beside_the_project(project, tmp_path, monkeypatch):
     for name in ("first", "second", "linked"):
         (tmp_path / name).mkdir()
