@@ -55,6 +55,7 @@ def _is_about_input(error: Exception, *, is_at_work: bool) -> bool:
 def launch() -> int:
     """Let Hydra compose and run; put its errors in words of our own."""
     sys.argv[1:] = _without_json(sys.argv[1:])
+    sweeps.require_known_options(sys.argv[1:])
     sweeps.use_frozen_tasks()
     with sweeps.launching() as this:
         try:

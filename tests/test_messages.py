@@ -14,6 +14,26 @@ ADAMW_KEYS = (
 )
 
 CASES = {
+    "short name of a nested key": (
+        ["lr=0.1"],
+        (
+            "unknown key lr in the config; must be one of: check, cluster, data, device, dry_run, "
+            "model, optimizer, paths, seed, task, training; did you mean "
+            "optimizer.optimizer_params.lr?"
+        ),
+    ),
+    "key without its middle": (
+        ["training.max_steps=3"],
+        (
+            "unknown key max_steps in training; must be one of: training_params; did you mean "
+            "training.training_params.max_steps?"
+        ),
+    ),
+    "override as an option": (
+        ["--optimizer=adamw"],
+        "unknown option --optimizer; did you mean optimizer=adamw?",
+    ),
+    "dry run as an option": (["--dry-run"], "unknown option --dry-run; did you mean dry_run=true?"),
     "unknown key": (
         ["optimizer.optimizer_params.lrr=1"],
         (

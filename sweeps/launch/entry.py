@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import get_args
+from hydra._internal.utils import get_args, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +21,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rundir import UserError, require
+from rundir import UserError, require, unknown
 from sweeps.define.overrides import brief
 from sweeps.launch import single
 from sweeps.launch.preview import DryRun
@@ -46,6 +46,25 @@ def use_frozen_tasks() -> None:
     if freeze.is_copy(PROJECT_ROOT):
         freeze.verify(PROJECT_ROOT)
         freeze.import_from(PROJECT_ROOT)
+
+
+def require_known_options(words: Sequence[str]) -> None:
+    """Refuse options that Hydra does not know; what they were meant for is an override.
+
+    Raises:
+        UserError: in one line, where Hydra would print how it is used.
+    """
+    actions = get_args_parser()._actions  # noqa: SLF001
+    legal = [text for action in actions for text in action.option_strings]
+    for word in words:
+        name, _, value = word.partition("=")
+        if word.startswith("--") and not any(text.startswith(name) for text in legal):
+            key = name.removeprefix("--")
+            if key.replace("-", "_") == "dry_run":
+                key, value = "dry_run", "true"
+            if value:
+                raise UserError(f"unknown option {name}; did you mean {key}={value}?")
+            raise unknown("option", name, legal)
 
 
 def run_composed(config: DictConfig) -> int:

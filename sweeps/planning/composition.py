@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rundir import IllegalValue, UserError, unknown
+from rundir.errors import nearest
 from sweeps.define.overrides import parse
 from sweeps.planning.identity import MAX_NAME_BYTES
 from sweeps.planning.shapes import Shape, copied, shape_of
@@ -269,7 +270,23 @@ def _explained_value(text: str, config: DictConfig, error: Exception) -> UserErr
         return UserError(f"{text}: {parent} is a value, not a mapping; it has no key {name}")
     if not parent and name in _ADDED:
         return UserError(f"{text}: no {name} is chosen; write {_ADDED[name]} before it")
-    return unknown("key", name, list(node.keys()), parent or "the config")
+    legal = list(node.keys())
+    said = unknown("key", name, legal, parent or "the config")
+    if nearest(name, legal) is not None:
+        return said
+    places = _places(config, key.rpartition(".")[2])
+    return UserError(f"{said}; did you mean {' or '.join(places)}?") if places else said
+
+
+def _places(config: DictConfig, name: str, most: int = 3) -> list[str]:
+    """Return the dotted keys that end in a name: what ``lr=0.1`` may have been meant for."""
+    found = []
+    for key, value in config.items_ex(resolve=False):
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
+            found += [f"{key!s}.{below}" for below in _places(value, name, most)]
+        elif key == name:
+            found.append(name)
+    return found[:most]
 
 
 _ADDED = {"logging": "+logging=default"}
