@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -129,9 +129,9 @@ def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
     for name in telling or ["name"]:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         title = name.rpartition(".")[2]
-        shown.add_column(
-            title, justify="right" if numeric else "left", overflow="fold", min_width=len(title)
-        )
+        # Half a number would be another number.
+        fold: Any = {"no_wrap": True} if numeric else {"overflow": "fold", "min_width": len(title)}
+        shown.add_column(title, justify="right" if numeric else "left", **fold)
     shown.add_column("state", no_wrap=True)
     kind, title = by.partition(".")[0], what.replace(".", " ")
     kinds = {kind: f"{title} at {kind[3:]}"} if kind.startswith("at_") else {}
@@ -151,7 +151,8 @@ def _print_table(frame: pd.DataFrame, telling: list[str], by: str) -> None:
         cells += ["" if _absent(row["reason"]) else clip(row["reason"], 80)] if reasons else []
         style = "bold" if position == best else ""
         shown.add_row(*(Text(cell) for cell in cells), style=style)
-    _show(shown)
+    others = [heading for name, heading in kinds.items() if name != kind]
+    _show(shown, ["time", "tokens/s", *reversed(others), "step"])
 
 
 def _leader(frame: pd.DataFrame, by: str) -> int | None:
@@ -172,19 +173,52 @@ def _table() -> Table:
     return Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
 
 
-def _show(shown: Table) -> None:
+def _show(shown: Table, spare: Sequence[str] = ()) -> None:
     """Print as wide as the terminal; no line ends in a space.
 
     Where there is none, ``WIDTH``, or as wide as it takes to cut no column that does not fold.
+
+    Args:
+        shown: the table.
+        spare: headings of columns that a narrow terminal goes without, the first first.
     """
     if sys.stdout.isatty():
         console = Console()
+        shown = _narrowed(shown, console.width, spare)
     else:
-        needed = sum(map(_least_width, shown.columns)) + 2 * (len(shown.columns) - 1)
-        console = Console(width=max(WIDTH, needed))
+        console = Console(width=max(WIDTH, _width(shown.columns)))
     with console.capture() as captured:
         console.print(shown)
     _say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _narrowed(shown: Table, width: int, spare: Sequence[str]) -> Table:
+    """Return the table without as many of the spare columns as it takes to cut no other."""
+    kept = list(shown.columns)
+    for heading in spare:
+        if _width(kept) <= width:
+            break
+        # Settings stand to the left, and one of them may have the same name.
+        last = max(i for i, column in enumerate(kept) if column.header == heading)
+        del kept[last]
+    narrow = _table()
+    for column in kept:
+        narrow.add_column(
+            column.header,
+            justify=column.justify,
+            overflow=column.overflow,
+            no_wrap=column.no_wrap,
+            min_width=column.min_width,
+        )
+    cells = [list(column.cells) for column in kept]
+    for row, line in zip(shown.rows, zip(*cells, strict=True), strict=True):
+        narrow.add_row(*line, style=row.style)
+    return narrow
+
+
+def _width(columns: Sequence[Column]) -> int:
+    """Return how wide columns are together where no number is cut and no word folds early."""
+    return sum(map(_least_width, columns)) + 2 * (len(columns) - 1)
 
 
 def _least_width(column: Column) -> int:

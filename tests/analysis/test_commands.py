@@ -52,6 +52,32 @@ def test_the_table_has_the_best_run_first_and_failures_with_reasons(
     assert err == "store: collected 1 minute ago; refresh with: python -m analysis collect\n"
 
 
+@pytest.mark.parametrize(
+    ("width", "by", "heads"),
+    [
+        (100, "final.val.loss", ["step", "val loss", "best", "tokens/s", "time", "reason"]),
+        (84, "final.val.loss", ["step", "val loss", "best", "tokens/s", "reason"]),
+        (60, "final.val.loss", ["val loss", "reason"]),
+        (60, "best.val.loss", ["best", "reason"]),
+    ],
+)
+def test_a_narrow_terminal_cuts_no_number(
+    store: Path, capsys, monkeypatch, width: int, by: str, heads: list[str]
+) -> None:
+    for name, value in (("COLUMNS", str(width)), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["table", "quickstart", "--by", by]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width
+    assert re.split(r"  +", lines[0].rstrip())[3:] == heads
+    assert "…" not in "".join(lines)
+    assert [line.split()[:3] for line in lines[2:4]] == [
+        ["muon", "0.001", "completed"],
+        ["muon", "0.01", "completed"],
+    ]
+
+
 def test_a_table_fits_into_a_page(run_maker, capsys) -> None:
     run_maker("x", optimizer="o" * 90, error=RuntimeError("word " * 60))
     run_maker("y")
