@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 
 from rundir import UserError
-from sweeps.records.codefiles import NOT_CODE, walked
+from sweeps.records.codefiles import NOT_CODE, is_result, walked
 
 
 def source_files(root: Path, results: Path) -> Iterator[str]:
     """Yield the names of a project's files, those of submodules too.
 
+    What runs wrote does not count, wherever it lies: git need not ignore ``paths.multirun``.
+
     Args:
         root: the project; outside git all its files count but results and environments.
         results: directory of the sweeps, whose files do not count.
     """
+    has_results = cache(lambda name: is_result(root / name))
     listed = git_files(root)
     inside = f"{results.relative_to(root)}/" if root in results.parents else None
     for file in listed if listed is not None else walked(root):
@@ -25,6 +29,8 @@ def source_files(root: Path, results: Path) -> Iterator[str]:
         if file.partition("/")[0] in NOT_CODE or "__pycache__" in path.parts:
             continue
         if inside and file.startswith(inside):
+            continue
+        if any(has_results(str(above)) for above in PurePath(file).parents if above.name):
             continue
         if path.is_symlink() or path.is_file():
             yield file

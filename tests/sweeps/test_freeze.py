@@ -97,6 +97,20 @@ def test_outside_git_everything_but_results_is_code(tmp_path):
     assert os.listdir(frozen) == ["a.py"]
 
 
+@pytest.mark.parametrize("is_git", [True, False])
+def test_results_are_no_code_wherever_they_lie(project, tmp_path, is_git):
+    for place in ("elsewhere/s/.sweep/plan.json", "elsewhere/s/a/run.json", "single/.hydra/x.yaml"):
+        (project / place).parent.mkdir(parents=True, exist_ok=True)
+        (project / place).write_text("{}")
+    (project / "elsewhere" / "kept.py").write_text("")
+    if not is_git:
+        shutil.rmtree(project / ".git")
+    home = tmp_path / "home"
+    found = copied(home, freeze(home, project))
+    assert {"elsewhere/kept.py", "untracked.py"} <= found
+    assert not [name for name in found if name.endswith((".json", ".yaml"))]
+
+
 def test_a_damaged_copy_is_put_aside_and_made_anew(project, tmp_path):
     name = freeze(tmp_path / "home", project)
     (tmp_path / "home" / "code" / name / "tracked.py").write_text("damage")
