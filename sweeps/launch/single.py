@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def _holding(fresh: Path, signed: str) -> Path:
 
 
 def carry_out(job: Job, threads: int | None) -> int:
-    """Claim and execute a job in the foreground; return the exit code."""
+    """Claim and execute a job in the foreground; return the exit code, 130 after Ctrl-C."""
     attempt, found = _next_attempt(job)
     display.err.print(f"{found}: {job.directory}", markup=False)
     if attempt is None:
@@ -98,12 +100,28 @@ def carry_out(job: Job, threads: int | None) -> int:
         raise UserError(f"{job.directory} was claimed by another process just now")
     element, shown = requeue.this_element(), progress.OneRun(job.name)
     successor = claims.path_of(job.directory, CLAIM, attempt + 1)
+    stops: list[str] = []
+
+    def on_stop(name: str) -> None:
+        stops.append(name)
+        with suppress(OSError):  # past the streams, which a signal may find in mid-write
+            os.write(2, b"\nstopping at the next step (Ctrl-C again: at once)\n")
+
     status = execute(
-        job, attempt, threads, successor=successor, slurm_job=element, on_progress=shown
+        job,
+        attempt,
+        threads,
+        successor=successor,
+        slurm_job=element,
+        on_progress=shown,
+        on_stop=on_stop,
     )
     if status.state is not State.COMPLETED:
-        log = job.directory / LOG_FILE
-        display.err.print(f"{status.state}: {status.reason}; see {log}", markup=False)
+        go_on = "; launch again to go on" if status.state is State.PREEMPTED else ""
+        said = f"{status.state}: {status.reason}; see {job.directory / LOG_FILE}{go_on}"
+        display.err.print(said, markup=False)
+    if status.state is State.PREEMPTED and stops[:1] == ["SIGINT"]:
+        return 130
     return status.exit_code or 0
 
 

@@ -58,6 +58,7 @@ def execute(
     successor: Path | None = None,
     slurm_job: str | None = None,
     on_progress: Callable[[Status], None] | None = None,
+    on_stop: Callable[[str], None] | None = None,
 ) -> Status:
     """Carry out one claimed attempt and return its final status.
 
@@ -73,6 +74,7 @@ def execute(
         successor: the claim of the next attempt, once it is made.
         slurm_job: the array element or job that this process is part of.
         on_progress: called with every new status.
+        on_stop: called with the name of a signal that asks the run to stop, by its handler.
     """
     run = Run(
         job.directory,
@@ -85,7 +87,7 @@ def execute(
         successor=successor,
     )
     error: BaseException | None = None
-    with _log_to(job.directory / job.place.log_file), _stop_on_signals(run), _fenced(run):
+    with _log_to(job.directory / job.place.log_file), _stop_on_signals(run, on_stop), _fenced(run):
         try:
             if run.rank == 0:
                 write_snapshot(job, run)
@@ -204,13 +206,15 @@ class _Log(logging.FileHandler):
 
 
 @contextmanager
-def _stop_on_signals(run: Run) -> Iterator[None]:
+def _stop_on_signals(run: Run, on_stop: Callable[[str], None] | None) -> Iterator[None]:
     """Turn the first stop signal, or Ctrl-C, into a request; a second Ctrl-C interrupts at once."""
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and run.stop_requested:
             raise KeyboardInterrupt
         run.request_stop(signal.Signals(number).name)
+        if on_stop is not None:
+            on_stop(signal.Signals(number).name)
 
     heard = (*signals.STOP_SIGNALS, signal.SIGINT)
     before = {number: signal.signal(number, on_signal) for number in heard}

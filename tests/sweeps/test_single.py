@@ -32,7 +32,8 @@ def test_spelling_a_value_otherwise_is_the_same_run(shell, toy):
     assert "already completed" in done.stderr
 
 
-def test_interrupted_it_is_resumed_by_the_same_command(shell, toy):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
+def test_interrupted_it_is_resumed_by_the_same_command(shell, toy, number, code):
     shell.env["TOY_STEP_S"] = "0.1"
     command = ("launch", *toy, "training.training_params.max_steps=400")
     first = shell.start(*command)
@@ -44,10 +45,12 @@ def test_interrupted_it_is_resumed_by_the_same_command(shell, toy):
         time.sleep(0.05)
     running = shell(*command)
     assert "running already" in running.stderr
-    first.send_signal(signal.SIGTERM)
+    first.send_signal(number)
     _, said = first.communicate(timeout=60)
-    assert first.returncode == 1
-    assert "preempted: stopped by SIGTERM after a checkpoint" in said
+    assert first.returncode == code
+    assert "stopping at the next step (Ctrl-C again: at once)\n" in said
+    assert f"preempted: stopped by {number.name} after a checkpoint" in said
+    assert said.endswith("train.log; launch again to go on\n")
     shell.env["TOY_STEP_S"] = "0"
     assert "resuming (preempted" in shell(*command).stderr
     steps = [
