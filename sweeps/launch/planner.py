@@ -231,6 +231,9 @@ def _unresolvable(error: OmegaConfBaseException, key: str) -> UserError:
 def _require_points(config: DictConfig, node: Mapping[str, Any]) -> None:
     """Refuse a definition that does not say what to run, or says it beside ``sweep:``."""
     if config.get("sweep") is not None:
+        for key in node:
+            if key not in definition.TOP_KEYS:
+                raise unknown("key", key, definition.TOP_KEYS, "sweep")
         if all(node.get(key) is None for key in definition.KEYS):
             said = "must say what to run: {grid: {KEY: [values]}}, {seeds: 3}, …"
             raise UserError(f"sweep = {brief(node)}; {said}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from rundir.files import PLAN_FILE, SCHEMA_VERSION, SWEEP_DIR, replacing
 from sweeps.define.definition import bare
 from sweeps.define.overrides import shown
 from sweeps.planning.composition import Base, Composed, compose_on
-from sweeps.planning.identity import signature, varying_keys
+from sweeps.planning.identity import SHORT_SIGNATURE, signature, varying_keys
 
 CLAIMS_DIR = "claims"
 
@@ -102,12 +103,21 @@ class Plan:
 
     @cached_property
     def labels(self) -> list[str]:
-        """What tells each run from all others of the sweep: ``optimizer=muon, lr=0.01``."""
+        """What tells each run from all others of the sweep: ``optimizer=muon, lr=0.01``.
+
+        Runs that differ in what no override says, as where the definition was edited between two
+        launches, bear the beginning of their signature: ``lr=0.01 (3fa9c1)``.
+        """
         points = [dict(text.partition("=")[::2] for text in run.overrides) for run in self.runs]
         keys = varying_keys(points)
-        return [
+        found = [
             shown({key: point[key] for key in keys if key in point}) or run.name
             for run, point in zip(self.runs, points, strict=True)
+        ]
+        count = Counter(found)
+        return [
+            label if count[label] == 1 else f"{label} ({run.signature[:SHORT_SIGNATURE]})"
+            for run, label in zip(self.runs, found, strict=True)
         ]
 
     def admit(self, candidates: Sequence[Candidate]) -> list[int]:

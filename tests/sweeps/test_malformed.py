@@ -242,6 +242,13 @@ def test_a_malformed_definition_is_one_line_with_exit_code_2_and_nothing_written
     assert os.listdir(tmp_path) == []
 
 
+def test_a_mistyped_key_of_a_definition_is_told_with_the_nearest(plan, capsys):
+    assert exit_code_of(lambda: plan("grd: {seed: [1]}")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: unknown key grd in sweep; must be one of: after, blocks, ")
+    assert said.endswith("; did you mean grid?\n")
+
+
 SWEPT = [
     "seed=range(0,5,0)",
     "seed=range(0,5,nan)",

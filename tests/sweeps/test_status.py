@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rundir import Run, State
+from rundir import Run, State, UserError
 from rundir.files import write_status
 from sweeps.cluster.scheduler import Element, Queue
 from sweeps.follow import display, states
@@ -382,6 +382,18 @@ def test_a_run_is_named_by_index_name_label_or_the_beginning_of_its_name(make_sw
         for word in ("2", "lr-2-x", "lr-2", label):
             assert [run.index for run in pick(plan, [word])] == [2]
     assert [run.index for run in pick(plan, ["lr-0,2"])] == [0, 2]
+
+
+def test_runs_of_equal_overrides_have_labels_of_their_own(make_sweep):
+    runs = [
+        replace(run, name=f"r{run.index}", signature=f"{run.index}a" * 32, overrides=("seed=1",))
+        for run in make_sweep(runs=3).plan.runs
+    ]
+    plan = Plan("s", Path("s"), [*runs[:2], replace(runs[2], overrides=("seed=2",))])
+    assert plan.labels == ["seed=1 (0a0a0a)", "seed=1 (1a1a1a)", "seed=2"]
+    assert [run.index for run in pick(plan, ["seed=1 (0a0a0a)"])] == [0]
+    with pytest.raises(UserError, match=r"^unknown run seed=1 in s"):
+        pick(plan, ["seed=1"])
 
 
 def test_a_run_whose_element_has_begun_is_starting(make_sweep, sweeps_command, monkeypatch):
