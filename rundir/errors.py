@@ -95,6 +95,11 @@ def unknown(what: str, name: str, legal: Iterable[object], where: str = "") -> U
     return UserError(f"unknown {what} {_clipped(name)}{place}; must be one of: {listed}{hint}")
 
 
+def brings(extra: str) -> str:
+    """Return the command that installs what an extra of setup.cfg holds, quoted for any shell."""
+    return f"pip install -e '.[{extra}]' in optsweep's directory brings it"
+
+
 def require(condition: bool, name: str, value: object, must: str) -> None:
     """Raise :class:`IllegalValue` ``name = value; must be …`` unless ``condition`` holds."""
     if not condition:

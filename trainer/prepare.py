@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from rundir import IllegalValue, UserError, exit_code_of, require, unknown
+from rundir.commandline import Parser, options_of
 from rundir.files import locked
 from trainer.data.catalogue import HOME_VARIABLE, PREPARED, command, shards_of
 from trainer.data.manifest import TRAINING, VALIDATION, Manifest, Position, Shard
@@ -36,12 +37,12 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare or list; return the exit code."""
-    options = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _list(options) if options.list else _prepare(options))
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code_of(lambda: _run(options_of(_parser(), words)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.prepare",
         description="A dataset of the Hugging Face hub, or files like its, to shards of GPT-2's "
         "tokens. Interrupted, the same command goes on after the last whole shard.",
@@ -61,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="what is known, what is prepared, and where")
     add("--json", action="store_true", help="with --list: as JSON")
     return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _list(options) if options.list else _prepare(options)
 
 
 def _prepare(options: argparse.Namespace) -> int:

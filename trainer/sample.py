@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rundir import UserError, exit_code_of, read_json
+from rundir.commandline import Parser, options_of
 from rundir.errors import require, unknown
 from rundir.files import CHECKPOINT_DIR, RUN_FILE
 from trainer import preload
@@ -229,9 +230,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.sample", description="Print text from a trained run."
-    )
+    parser = Parser(prog="python -m trainer.sample", description="Print text from a trained run.")
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR", help="below outputs/ or multirun/")
     add("--prompt", default="", metavar="TEXT", help="what it goes on from; default: a new line")
@@ -249,9 +248,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the text; return the exit code."""
-    options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    return exit_code_of(lambda: _run(options))
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code_of(lambda: _run(options_of(_parser(), words)))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def stopping_run() -> type[StoppingRun]:
 def with_triton() -> Command:
     """Return a function that has a fresh Python carry out words, with these in its environment."""
     if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed: pip install optsweep[triton]")
+        pytest.skip("Triton is not installed: pip install -e '.[triton]'")
 
     def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -184,9 +184,8 @@ def test_gpt2_without_tiktoken_says_what_to_install(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(UserError) as error:
         tokenizers.Gpt2Tokenizer()
-    assert str(error.value) == (
-        "data.dataset.tokenizer = 'gpt2'; needs tiktoken: pip install optsweep[gpt2]"
-    )
+    bring = "pip install -e '.[gpt2]' in optsweep's directory brings it"
+    assert str(error.value) == f"data.dataset.tokenizer = 'gpt2'; needs tiktoken: {bring}"
 
 
 def test_a_foreign_vocabulary_is_refused(tmp_path: Path) -> None:

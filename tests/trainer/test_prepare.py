@@ -93,7 +93,8 @@ def test_shards_hold_the_documents_in_order_each_behind_an_end_of_text(
         assert raw[:8] == b"optsweep"
         assert hashlib.sha256(raw[HEADER_BYTES:]).hexdigest() == shard.sha256
     assert sum(s.documents for s in manifest.shards) == (expected[:2500] == 50256).sum()
-    assert manifest.source["files"] == [[file, os.path.getsize(file)] for file in parquet]
+    found = [(file, os.stat(file)) for file in parquet]
+    assert manifest.source["files"] == [[f, stat.st_size, stat.st_mtime_ns] for f, stat in found]
     said = "2,000 tokens for training, 500 for validation, in 5 shards"
     assert said in capsys.readouterr().out
 
@@ -202,7 +203,9 @@ def test_a_shard_that_comes_out_another_is_refused(capsys: pytest.CaptureFixture
     lines = "".join(json.dumps({"text": text}) + "\n" for text in SPEECHES)
     Path("plays.jsonl").write_text(lines)
     run("finewebmini", *SMALL, "--source", "plays.jsonl")
+    before = os.stat("plays.jsonl")
     Path("plays.jsonl").write_text(lines.replace("thou", "thee"))
+    os.utime("plays.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
     Path("data/finewebmini/train_000001.bin").unlink()
     capsys.readouterr()
     assert run("finewebmini", "--workers", "0") == 1
@@ -320,7 +323,8 @@ def test_a_missing_package_is_named(
         importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
     )
     assert run(name) == 2
-    said = f"error: preparing data needs {package}: pip install optsweep[data]\n"
+    bring = "pip install -e '.[data]' in optsweep's directory brings it"
+    said = f"error: preparing data needs {package}: {bring}\n"
     assert capsys.readouterr().err == said
 
 
@@ -342,6 +346,10 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     ((), "NAME is missing; must be one of: finewebmini, "),
     (("finewebmimi",), "did you mean finewebmini?"),
     (("text",), "text needs no preparation: python launch.py data=text"),
+    (
+        ("finewebmini", "--wrokers", "1"),
+        "unknown option --wrokers in python -m trainer.prepare; must",
+    ),
     (("finewebmini", "--tokens", "0"), "--tokens = 0; must be at least 1"),
     (("finewebmini", "--workers", "-1"), "--workers = -1; must be at least 0"),
     (("finewebmini", "--column", "x"), "--column x: only with --source"),

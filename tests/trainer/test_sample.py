@@ -311,6 +311,10 @@ def test_characters_of_several_tokens_come_out_whole(
         (["--samples", "0"], "--samples = 0; must be at least 1"),
         (["--seed", "-1"], "--seed = -1; must be at least 0"),
         (
+            ["--tokens", "some"],
+            "argument --tokens: invalid int value: 'some'; see python -m trainer.sample --help",
+        ),
+        (
             ["--checkpoint", "70"],
             "unknown checkpoint 70; must be one of: 100, 150, 50, best, last",
         ),
@@ -322,6 +326,14 @@ def test_characters_of_several_tokens_come_out_whole(
 )
 def test_a_mistake_is_one_line(run_dir: Path, say: Say, words: list[str], message: str) -> None:
     assert say(run_dir, *words) == (2, "", f"error: {message}\n")
+
+
+def test_a_mistyped_option_is_one_line_with_the_nearest(run_dir: Path, say: Say) -> None:
+    code, out, said = say(run_dir, "--temprature", "1")
+    assert (code, out) == (2, "")
+    assert said.startswith("error: unknown option --temprature in python -m trainer.sample; must ")
+    assert said.endswith("; did you mean --temperature?\n")
+    assert said.count("\n") == 1
 
 
 def test_what_is_no_run_of_the_trainer_is_said(run_dir: Path, tmp_path: Path, say: Say) -> None:

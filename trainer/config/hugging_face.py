@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
-from rundir.errors import IllegalValue, nearest, require
+from rundir.errors import IllegalValue, brings, nearest, require
 from trainer.config.architectures import architecture
 
 _OWN = {
@@ -37,7 +37,7 @@ class HuggingFaceConfig:
     def __post_init__(self) -> None:
         require(self.vocab_size >= 1, "vocab_size", self.vocab_size, "at least 1")
         missing = importlib.util.find_spec("transformers") is None
-        bring = "left out: transformers is not installed; pip install 'optsweep[hf]' brings it"
+        bring = f"left out: transformers is not installed; {brings('hf')}"
         require(not missing, "architecture", self.architecture, bring)
         legal = architecture(self.architecture).names
         known = self.architecture in legal

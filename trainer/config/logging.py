@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from rundir.errors import UserError, require
+from rundir.errors import UserError, brings, require
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _is_installed(package: str) -> bool:
 def _require_package(package: str, extra: str) -> None:
     """Refuse a logger whose package is missing, without importing it: that may take seconds."""
     if not _is_installed(package):
-        raise UserError(f"+logging={extra} needs {package}: pip install optsweep[{extra}]")
+        raise UserError(f"+logging={extra} needs {package}: {brings(extra)}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rundir import OptsweepError, UserError
+from rundir.errors import brings
 from trainer.data.catalogue import PREPARED, HubDataset
 
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
@@ -195,7 +196,7 @@ def _kind(file: str) -> str:
 def _need(*packages: str | None) -> None:
     for package in packages:
         if package is not None and importlib.util.find_spec(package) is None:
-            raise UserError(f"preparing data needs {package}: pip install optsweep[data]")
+            raise UserError(f"preparing data needs {package}: {brings('data')}")
 
 
 def _unreachable(known: HubDataset, error: Exception) -> UserError:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rundir import UserError
+from rundir.errors import brings
 from trainer.data.sources import TOKENIZER_HASHES
 
 VOCAB_BPE_SHA256 = TOKENIZER_HASHES["gpt2"]
@@ -51,9 +52,7 @@ class Gpt2Tokenizer:
             UserError: tiktoken is missing, or no vocab.bpe can be had.
         """
         if importlib.util.find_spec("tiktoken") is None:
-            raise UserError(
-                "data.dataset.tokenizer = 'gpt2'; needs tiktoken: pip install optsweep[gpt2]"
-            )
+            raise UserError(f"data.dataset.tokenizer = 'gpt2'; needs tiktoken: {brings('gpt2')}")
         tiktoken = importlib.import_module("tiktoken")
         path = Path(vocab_bpe).expanduser() if vocab_bpe else _installed_vocab_bpe()
         self._encoding = (

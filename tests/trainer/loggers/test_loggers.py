@@ -274,7 +274,8 @@ def test_a_missing_package_is_one_line_at_launch_and_nothing_is_imported(
     with pytest.raises(UserError) as error:
         WandbParams()
     _is_installed.cache_clear()
-    assert str(error.value) == "+logging=wandb needs wandb: pip install optsweep[wandb]"
+    bring = "pip install -e '.[wandb]' in optsweep's directory brings it"
+    assert str(error.value) == f"+logging=wandb needs wandb: {bring}"
 
 
 def test_a_server_that_does_not_answer_leaves_the_records_here(

@@ -246,7 +246,7 @@ def test_without_transformers_it_says_what_to_install(small, monkeypatch) -> Non
         TrainConfig.from_mapping(small)
     assert str(caught.value) == (
         "model.config.architecture = 'qwen2_moe'; must be left out: transformers is not installed; "
-        "pip install 'optsweep[hf]' brings it"
+        "pip install -e '.[hf]' in optsweep's directory brings it"
     )
 
 
