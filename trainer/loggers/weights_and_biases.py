@@ -142,7 +142,7 @@ def _stop_service(wandb: Any) -> None:
     for process in _children(SERVICE):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    with suppress(Exception):  # it says that the process is gone
+    with suppress(Exception, SystemExit):  # it says that the process is gone, or ends as that did
         wandb.teardown(1)
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import trainer
-from rundir import UserError, write_json
+from rundir import Run, UserError, write_json
 from rundir.files import METRICS_FILE, RUN_FILE, iter_metrics
 from trainer.config.logging import WandbParams, _is_installed
 from trainer.loggers.relay import Relay
+from trainer.loggers.tensor_board import TensorBoard
 
 ROOT = Path(trainer.__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -202,6 +203,22 @@ def test_the_key_reaches_no_file(logged: Path) -> None:
     files = [path for path in logged.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_a_validation_made_up_for_is_shown_once(tmp_path: Path) -> None:
+    """It may be on record before the writer is open, and come through the queue after that."""
+    with Run(tmp_path, threads=1) as run:
+        for step in (5, 6):
+            run.log("train", step, loss=step / 10)
+        run.log("val", 6, loss=0.5)
+        logger = TensorBoard(tmp_path, 6)
+        logger.open()
+        logger.log("val", 6, {"loss": 0.5})
+        logger.log("train", 7, {"loss": 0.7})
+        logger.log("val", 7, {"loss": 0.4})
+        logger.close()
+    assert scalars(tmp_path, "val/loss") == pytest.approx({6: 0.5, 7: 0.4})
+    assert scalars(tmp_path, "train/loss") == pytest.approx({5: 0.5, 6: 0.6, 7: 0.7})
 
 
 def test_tensorboard_shows_each_step_once_with_the_runs_own_numbers(logged: Path) -> None:
