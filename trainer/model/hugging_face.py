@@ -183,7 +183,7 @@ class _Stack(nn.Module):
         """
         stack = torch.stack(experts)
         device = stack.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             if all(side * dtype.itemsize % _ALIGNMENT == 0 for side in stack.shape[1:]):
                 stack = stack.to(dtype)
