@@ -28,7 +28,7 @@ demo: .venv/.base ## sweep small GPTs on this machine: progress, table, plots (3
 	$(BIN)/python -m analysis plot quickstart --out demo
 	$(BIN)/python -m analysis table quickstart | tee demo/table.txt
 ifdef README # make demo README=yes puts the table and the pictures into the README
-	@mkdir -p docs/images && cp demo/*.png docs/images/
+	@for image in demo/*.png; do [ ! -e docs/images/$${image#demo/} ] || cp $$image docs/images/; done
 	@awk '/^<!-- table -->/ {print; print "```"; while ((getline line < "demo/table.txt") > 0) print line; \
 	  print "```"; skip = 1} /^<!-- \/table -->/ {skip = 0} !skip' README.md >demo/README.md && mv demo/README.md README.md
 endif
