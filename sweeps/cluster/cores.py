@@ -18,14 +18,23 @@ POLL_S = 0.2
 """Seconds between two looks for free tokens."""
 
 
-def visible_gpus() -> tuple[str, ...]:
-    """Return the ids of this machine's NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible."""
+def visible_gpus(
+    devices: Path = Path("/dev"), of_wsl: Path = Path("/usr/lib/wsl/lib/libcuda.so.1")
+) -> tuple[str, ...]:
+    """Return the ids of this machine's NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+
+    Args:
+        devices: where the kernel lists devices.
+        of_wsl: the driver where Windows has the GPU, which is then no device of the kernel's.
+    """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         # As CUDA reads it: the list ends at the first id that is none, e.g. -1.
         ids = itertools.takewhile(lambda part: not part.startswith("-"), chosen.split(","))
         return tuple(part for part in ids if part)
-    return tuple(sorted(p.name[6:] for p in Path("/dev").glob("nvidia[0-9]*")))
+    # CUDA counts those that it sees from 0. A container may have been given nvidia3 alone.
+    count = sum(1 for _ in devices.glob("nvidia[0-9]*")) or int(of_wsl.exists())
+    return tuple(map(str, range(count)))
 
 
 def core_names() -> list[str]:
