@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainer.config import TrainingParams
+from trainer.kernels.backend import has_bf16
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +77,7 @@ def _dtype(params: TrainingParams, device: torch.device) -> torch.dtype | None:
         return None
     half = params.mixed_precision == "float16"
     # Without native bf16 a product is hundreds of times slower than in float32.
-    if device.type != "cuda" or not (half or _has_bf16(device)):
+    if device.type != "cuda" or not (half or has_bf16(device)):
         log.info("training_params.autocast: not used on %s, float32 it is", device.type)
         return None
     return torch.float16 if half else torch.bfloat16
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Say whether a GPU has units for bf16; torch's own answer counts those that emulate it."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)

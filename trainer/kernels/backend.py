@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 Backend = Literal["torch", "triton"]
 
+LEAST_CAPABILITY = (7, 0)
+"""The oldest GPUs that torch asks Triton for kernels of, in torch.compile too."""
+
 
 def choose_backend(
     wanted: Literal["auto", "torch", "triton"], tensors: Iterable[Tensor]
@@ -91,4 +94,17 @@ def _toolchain_fault() -> str | None:
     except Exception as error:  # noqa: BLE001 - a compiler's, a linker's, a file system's
         said = (str(error).strip().splitlines() or [""])[0]
         return f"Triton cannot build what launches its kernels: {type(error).__name__}: {said}"
-    return None
+    return age_fault(torch.cuda.get_device_capability())
+
+
+def age_fault(capability: tuple[int, int]) -> str | None:
+    """Say that a GPU of this compute capability is too old for Triton; None if it is not."""
+    if capability >= LEAST_CAPABILITY:
+        return None
+    least, found = (".".join(map(str, each)) for each in (LEAST_CAPABILITY, capability))
+    return f"Triton needs compute capability {least} or newer, and this GPU has {found}"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Say whether a GPU has units for bf16; torch's own answer counts those that emulate it."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)

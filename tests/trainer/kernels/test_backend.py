@@ -8,7 +8,7 @@ import torch
 
 from rundir import UserError
 from trainer.kernels import choose_backend
-from trainer.kernels.backend import _toolchain_fault
+from trainer.kernels.backend import _toolchain_fault, age_fault
 
 WEIGHTS = [torch.zeros(3)]
 
@@ -96,3 +96,10 @@ def test_a_machine_without_a_compiler_is_told_from_one_with(
     said = _toolchain_fault()
     assert said is not None
     assert said.startswith("Triton cannot build what launches its kernels: RuntimeError: 0 active")
+
+
+def test_a_gpu_that_triton_has_no_kernels_for_is_told_from_one_that_it_has() -> None:
+    said = "Triton needs compute capability 7.0 or newer, and this GPU has 6.1"
+    assert age_fault((6, 1)) == said
+    assert age_fault((7, 0)) is None
+    assert age_fault((12, 0)) is None

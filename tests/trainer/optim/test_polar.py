@@ -65,7 +65,18 @@ def test_a_cpu_never_multiplies_in_bf16() -> None:
     cpu = torch.device("cpu")
     assert product_dtype(cpu, torch.bfloat16) == torch.float32
     assert product_dtype(cpu, torch.float64) == torch.float64
-    assert product_dtype(torch.device("cuda"), torch.float32) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16)],
+)
+def test_a_gpu_multiplies_in_bf16_where_it_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("torch.version.hip", None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _device: capability)
+    assert product_dtype(torch.device("cuda"), torch.float32) == dtype
 
 
 def test_zeros_stay_zero_and_disturb_no_neighbour() -> None:
