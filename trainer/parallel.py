@@ -6,6 +6,7 @@ which rank this is of how many, the :class:`rundir.Run` says.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rundir import Diverged, OptsweepError, Preempted, RanksLost, Run
-from trainer.config.device import no_cuda
+from trainer.config.device import may_have_cuda, no_cuda
+
+log = logging.getLogger(__name__)
 
 _kept: list[object] = []
 """Every process group that this process was in. Were DDP's reducer the last to hold one, its
@@ -170,13 +173,23 @@ def _first_line(error: BaseException) -> str:
 def pick_device(wanted: str, local_rank: int) -> torch.device:
     """Return the device that ``device: auto | cpu | cuda`` means here.
 
+    The log says so where ``auto`` passes over what looks like a GPU.
+
     Raises:
         UserError: cuda is wanted and there is none.
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise no_cuda()
+    if not available and wanted == "auto" and may_have_cuda():
+        why = "is built without CUDA" if _accelerated() is None else "finds no device it can use"
+        log.warning("a GPU seems to be here, but torch %s %s: on the CPU", torch.__version__, why)
     if not available or wanted == "cpu":
         return torch.device("cpu")
     # Under --gpus-per-task each rank sees only its own GPU, as number 0.
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def _accelerated() -> str | None:
+    """Return the version of CUDA or ROCm that torch is built with."""
+    return torch.version.cuda or torch.version.hip
