@@ -71,22 +71,41 @@ def _git(*arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-@lru_cache(maxsize=1)
 def gpus() -> list[str]:
     """Return the names of the GPUs that this process may use, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible == "":
         return []
-    if visible:
-        query.append(f"--id={visible}")
+    found = _gpus()
+    if visible is None:
+        return [name for _, _, name in found]
+    names = []
+    for wanted in map(str.strip, visible.split(",")):
+        fits = [name for index, uuid, name in found if wanted == index or _begins(uuid, wanted)]
+        if not fits:  # as CUDA reads it: the list ends at the first id that is none
+            break
+        names.append(fits[0])
+    return names
+
+
+@lru_cache(maxsize=1)
+def _gpus() -> list[tuple[str, str, str]]:
+    """Return index, UUID and name of this machine's GPUs; a second, but once for all forks."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+    if done.returncode:
+        return []
+    rows = [line.split(", ", 2) for line in done.stdout.splitlines()]
+    return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
+
+
+def _begins(uuid: str, wanted: str) -> bool:
+    return wanted.startswith("GPU-") and uuid.startswith(wanted)
 
 
 def slurm_ids() -> dict[str, str]:
