@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from rundir import UserError
 from rundir.errors import IllegalValue
 from trainer.compute import recompute
+from trainer.compute.autocast import autocast_dtype
 from trainer.config.hugging_face import HuggingFaceConfig
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -182,11 +183,9 @@ class _Stack(nn.Module):
         transformers multiplies by what autocast does not know, in the type of the weights.
         """
         stack = torch.stack(experts)
-        device = stack.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            if all(side * dtype.itemsize % _ALIGNMENT == 0 for side in stack.shape[1:]):
-                stack = stack.to(dtype)
+        dtype = autocast_dtype(stack)
+        if dtype and all(side * dtype.itemsize % _ALIGNMENT == 0 for side in stack.shape[1:]):
+            stack = stack.to(dtype)
         return stack
 
     def right_inverse(self, stacked: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 
 from trainer.optim import moments as module
 from trainer.optim.gram import gram, symmetric
-from trainer.optim.moments import InputMoments, stacked_means
+from trainer.optim.moments import InputMoments, Sum, stacked_means
 
 
 def layer_and_moments(
@@ -293,3 +293,16 @@ def _rank(rank: int, address: str) -> None:
 
 def test_ranks_of_a_process_group_share_their_inputs_in_one_message(tmp_path: Path) -> None:
     spawn(_rank, args=(f"file://{tmp_path}/rendezvous",), nprocs=2)  # type: ignore[no-untyped-call]
+
+
+def test_under_autocast_a_sum_is_of_what_the_layer_multiplies() -> None:
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, double = (Sum(None, 0).after(each, 10).total_NN for each in (x, x.double()))
+    assert total is not None
+    assert total.dtype == torch.float32
+    rounded = x.bfloat16().reshape(-1, 4)
+    assert torch.equal(symmetric(total), symmetric(gram(rounded)))
+    assert not torch.equal(symmetric(total), symmetric(gram(x.reshape(-1, 4))))
+    assert double is not None
+    assert torch.equal(symmetric(double), symmetric(gram(x.double().reshape(-1, 4))))
