@@ -73,9 +73,12 @@ def require_few(entries: int, most: int) -> None:
 
 def is_result(target: Path) -> bool:
     """Say whether a directory holds what runs or environments wrote, not code."""
-    return target.name in NOT_CODE or any(
-        os.path.isdir(target / name) for name in (SWEEP_DIR, HYDRA_DIR)
-    )
+    return target.name in NOT_CODE or has_runs(target)
+
+
+def has_runs(target: Path) -> bool:
+    """Say whether a directory is a sweep's or a run's, whatever its name."""
+    return any(os.path.isdir(target / name) for name in (SWEEP_DIR, HYDRA_DIR))
 
 
 def is_code(path: Path) -> bool:

@@ -9,29 +9,30 @@ from functools import cache
 from pathlib import Path, PurePath
 
 from rundir import UserError
-from sweeps.records.codefiles import NOT_CODE, is_result, walked
+from sweeps.records.codefiles import NOT_CODE, has_runs, walked
 
 
 def source_files(root: Path, results: Path) -> Iterator[str]:
     """Yield the names of a project's files, those of submodules too.
 
-    What runs wrote does not count, wherever it lies: git need not ignore ``paths.multirun``.
+    What runs wrote does not count, wherever it lies: git need not ignore ``paths.multirun``. But
+    what git tracks does: a package may be called ``store``, and lie beside a run's directory.
 
     Args:
         root: the project; outside git all its files count but results and environments.
         results: directory of the sweeps, whose files do not count.
     """
-    has_results = cache(lambda name: is_result(root / name))
-    listed = git_files(root)
+    holds_runs = cache(lambda name: has_runs(root / name))
+    listed, tracked = git_files(root), frozenset(git_files(root, "--cached") or ())
     inside = f"{results.relative_to(root)}/" if root in results.parents else None
     for file in listed if listed is not None else walked(root):
         path = root / file
-        if file.partition("/")[0] in NOT_CODE or "__pycache__" in path.parts:
+        if "__pycache__" in path.parts or (inside and file.startswith(inside)):
             continue
-        if inside and file.startswith(inside):
-            continue
-        if any(has_results(str(above)) for above in PurePath(file).parents if above.name):
-            continue
+        if file not in tracked:
+            folders = [str(above) for above in PurePath(file).parents if above.name]
+            if file.partition("/")[0] in NOT_CODE or any(map(holds_runs, folders)):
+                continue
         if path.is_symlink() or path.is_file():
             yield file
         elif (path / ".git").exists():  # a submodule, or a repository of its own
@@ -39,8 +40,12 @@ def source_files(root: Path, results: Path) -> Iterator[str]:
             yield from (os.path.join(file, name) for name in inner)
 
 
-def git_files(root: Path) -> list[str] | None:
+def git_files(root: Path, *which: str) -> list[str] | None:
     """Return what git tracks below a directory or would add there; None outside git or without it.
+
+    Args:
+        root: the directory.
+        which: options of ``git ls-files`` that ask for less.
 
     Raises:
         UserError: git has not answered within a minute.
@@ -51,9 +56,7 @@ def git_files(root: Path) -> list[str] | None:
         str(root),
         "ls-files",
         "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
+        *(which or ("--cached", "--others", "--exclude-standard")),
     ]
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=60)

@@ -111,6 +111,20 @@ def test_results_are_no_code_wherever_they_lie(project, tmp_path, is_git):
     assert not [name for name in found if name.endswith((".json", ".yaml"))]
 
 
+def test_what_git_tracks_is_code_whatever_its_directory_is_called(project, tmp_path):
+    tracked = {"lib/store/a.py", "build/b.py", "single/c.py"}
+    for name in (*tracked, "lib/outputs/new.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("")
+    subprocess.run(["git", "-C", str(project), "add", *tracked], check=True)
+    (project / "single" / ".hydra").mkdir()  # a run whose directory is that of its code
+    (project / "single" / "run.json").write_text("{}")
+    home = tmp_path / "home"
+    found = copied(home, freeze(home, project))
+    assert found >= {*tracked, "lib/outputs/new.py"}
+    assert "single/run.json" not in found
+
+
 def test_a_damaged_copy_is_put_aside_and_made_anew(project, tmp_path):
     name = freeze(tmp_path / "home", project)
     (tmp_path / "home" / "code" / name / "tracked.py").write_text("damage")
