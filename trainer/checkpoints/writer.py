@@ -34,5 +34,7 @@ class Writer:
 
     def fault(self) -> BaseException | None:
         """Return what finished work raised, once; costs nothing."""
-        error, self._error = self._error, None
+        error = self._error
+        if error is not None:  # else the work may be under way, and end as this is cleared
+            self._error = None
         return error

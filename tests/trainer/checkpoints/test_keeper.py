@@ -81,6 +81,35 @@ def test_what_the_writing_raises_is_told_once() -> None:
     assert writer.fault() is None
 
 
+def test_what_the_writing_raises_while_somebody_asks_is_told_the_next_time() -> None:
+    class Asked(Writer):
+        """Its work fails as soon as :meth:`fault` has looked once."""
+
+        looked = threading.Event()
+        kept: BaseException | None = None
+
+        @property
+        def _error(self) -> BaseException | None:
+            found = self.kept
+            if threading.current_thread() is threading.main_thread() and not self.looked.is_set():
+                self.looked.set()
+                self.wait()
+            return found
+
+        @_error.setter
+        def _error(self, error: BaseException | None) -> None:
+            self.kept = error
+
+    def fail() -> None:
+        assert Asked.looked.wait(10)
+        raise OptsweepError("disk")
+
+    writer = Asked()
+    writer.start(fail)
+    assert writer.fault() is None
+    assert str(writer.fault()) == "disk"
+
+
 def test_training_goes_on_while_one_checkpoint_is_written_and_waits_for_it_before_the_next(
     tiny: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
