@@ -78,6 +78,8 @@ def column(values: Sequence[Any]) -> tuple[pa.Array, Kind]:
         kind = "json" if kind == "int64" else "mixed"
     if kind in {"json", "mixed"}:
         values = [None if v is None else json_text(v) for v in values]
+    elif kind == "double" and int in types:  # Arrow itself takes none that it would have to round
+        values = [None if v is None else float(v) for v in values]
     try:
         return pa.array(values, _ARROW[kind]), kind
     except UnicodeEncodeError:

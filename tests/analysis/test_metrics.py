@@ -180,6 +180,13 @@ def test_what_the_trainer_logs_takes_the_quick_way() -> None:
     assert readable(tables) == readable(by_python(lines))
 
 
+def test_a_whole_number_that_a_double_rounds_stands_beside_doubles() -> None:
+    keys = '"stream":"train","t":1.5,"attempt":1'
+    lines = f'{{{keys},"step":1,"n":{2**53 + 1}}}\n{{{keys},"step":2,"n":0.5}}\n'.encode()
+    table, kinds = by_python(lines)["train"]
+    assert (kinds["n"], table.column("n").to_pylist()) == ("double", [2.0**53, 0.5])
+
+
 TRICKS = [
     b'{"stream":"a","step":1,"t":1.0,"attempt":1}{"stream":"a","step":2,"t":1.0,"attempt":1}\n',
     b'{"stream":"a","step":1,"t":1.0,"attempt":1,"x":{}\n,"y":1}\n',
