@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
+
+from sweeps.records import ledger
 
 PARAMS = "optimizer.optimizer_params"
 LR = f"{PARAMS}.lr"
@@ -310,6 +313,20 @@ def test_without_sbatch_a_dry_run_shows_everything_and_says_what_it_does_not_kno
     assert "#SBATCH --array=0-1%2" in done.stdout
     assert "2 runs to submit as 2 workers in 1 array" in done.stdout
     assert os.listdir(shell.cwd) == []
+
+
+def test_a_dry_run_needs_no_squeue_either_where_slurm_once_took_a_job_of_the_sweep(shell, toy):
+    sweep = ("launch", "-m", *toy, "seed=1", "paths.sweep=s")
+    shell(*sweep)
+    home = shell.cwd / "multirun" / "s" / ".sweep"
+    [local] = [entry.submission for entry in ledger.entries(home)]
+    submitted = replace(local, id="ab12", share=replace(local.share, backend=ledger.SLURM))
+    submitted.write(home)
+    ledger.record(home, ledger.TAKEN, submitted.id, job="77")
+    shell.env["PATH"] = "/nowhere"
+    done = shell(*sweep, "cluster=slurm", "dry_run=true")
+    assert "this goes by the runs' own records" in done.stderr
+    assert "0 runs to submit" in done.stdout
 
 
 def test_rerun_of_what_is_no_run_is_one_line_with_exit_code_2(shell):

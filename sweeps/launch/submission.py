@@ -214,7 +214,8 @@ def _survey(
     entries = ledger.entries(plan.home)
     for said in ledger.damage(plan.home, entries):
         display.warn(said)
-    surveyed = states.survey(plan, queue or states.queue_of(plan, entries), entries=entries)
+    known = states.queue_of(plan, entries) if queue is None else queue  # one may be empty
+    surveyed = states.survey(plan, known, entries=entries)
     asked = [surveyed[index] for index in indices]
     return asked, [state for state in asked if state.is_wanted]
 
