@@ -63,7 +63,10 @@ class WeightsAndBiases:
         self._logged = _last_steps(self._logged_file)
         with suppress(Exception):  # of a file that can't be read some steps may come twice
             for stream, step in last_steps_offline(self._logged_file.parent).items():
-                self._logged[stream] = max(step, self._logged.get(stream, 0))
+                if step > self._logged.get(stream, 0):
+                    self._logged[stream] = step
+                    self._unsure.append((0.0, f"{stream} {step}\n"))
+        self._note(0.0)  # or an attempt that is killed now would hide that file behind its own
         settings = wandb.Settings(
             console="off",  # train.log is ours
             disable_code=True,

@@ -21,6 +21,7 @@ from rundir.files import METRICS_FILE, RUN_FILE, iter_metrics
 from trainer.config.logging import WandbParams, _is_installed
 from trainer.loggers.relay import Relay
 from trainer.loggers.tensor_board import TensorBoard
+from trainer.loggers.weights_and_biases import _last_steps
 
 ROOT = Path(trainer.__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -185,6 +186,40 @@ def test_what_a_killed_attempt_could_not_write_is_written_by_the_next(
     assert scalars(tmp_path, "train/loss") == pytest.approx(
         {step: loss for (step, name), loss in ours.items() if name == "train/loss"}
     )
+
+
+KILLED_TWICE = """
+import os, signal, sys, time
+from pathlib import Path
+from trainer.config.logging import WandbParams
+from trainer.loggers.identity import Identity
+from trainer.loggers.wandb_file import last_steps_offline
+from trainer.loggers.weights_and_biases import WeightsAndBiases
+
+def attempt():
+    identity = Identity("3fa9c1", "run", None, {})
+    logger = WeightsAndBiases(WandbParams("probe", mode="offline"), identity, Path(sys.argv[1]))
+    logger.open()
+    return logger
+
+first = attempt()
+for step in (1, 2, 3):
+    first.log("train", step, {"loss": 0.5})
+first.close()
+end = time.monotonic() + 20
+while not last_steps_offline(Path(sys.argv[1], "wandb")) and time.monotonic() < end:
+    time.sleep(0.05)  # wandb writes on in a process of its own
+Path(sys.argv[1], "wandb/logged.txt").unlink()  # as if it had been killed before it noted them
+attempt()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_attempt_that_is_killed_at_once_hides_nothing_of_the_one_before(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_TWICE, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert _last_steps(tmp_path / "wandb" / "logged.txt") == {"train": 3}
 
 
 def scalars(path: Path, name: str) -> dict[int, float]:
