@@ -22,6 +22,7 @@ from analysis.outcomes import measured
 from analysis.parquet import manifest
 from analysis.parquet.problems import clip
 from analysis.settings import Settings, settings_of
+from rundir.errors import tell
 from rundir.files import ENDED, State
 from rundir.wording import count_of, duration
 
@@ -47,7 +48,7 @@ def table(options: argparse.Namespace) -> None:
     for condition in options.where:
         everything = everything[holds(condition, everything)]
     if everything.empty:
-        _hint(f"of {len(whole)} runs none matches")
+        tell(f"of {len(whole)} runs none matches")
     ordered = tables.order(everything, by)
     if options.by == MEASURE or _measured(by):
         ordered = pd.concat([ordered[_sound(ordered)], ordered[~_sound(ordered)]])
@@ -60,7 +61,7 @@ def table(options: argparse.Namespace) -> None:
         shown = ordered.head(options.limit) if options.limit else ordered
         _print_table(shown, settings.telling, by if _measured(by) else MEASURE)
         if len(shown) < len(ordered):
-            _hint(f"the first {len(shown)} of {len(ordered)} runs; all of them with --limit 0")
+            tell(f"the first {len(shown)} of {len(ordered)} runs; all of them with --limit 0")
 
 
 def diff(options: argparse.Namespace) -> None:
@@ -105,15 +106,11 @@ def report(options: argparse.Namespace) -> None:
     page = write_report(options.sweep, options.out, options.store)
     _say(f"{page.path}: {count_of(page.runs, 'run')}, {page}")
     if options.open and not webbrowser.open(page.path.resolve().as_uri()):
-        _hint(f"no browser was found; open {page.path} in one")
+        tell(f"no browser was found; open {page.path} in one")
 
 
 def _say(text: str) -> None:
     print(text)  # noqa: T201 - what the command is for
-
-
-def _hint(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201 - progress and hints
 
 
 def _measured(name: str) -> str | None:
@@ -230,7 +227,7 @@ def _least_width(column: Column) -> int:
 
 def _hint_age(store: Path) -> None:
     hint = "refresh with: python -m analysis collect"
-    _hint(f"{store}: collected {ago(manifest.age_s(store))}; {hint}")
+    tell(f"{store}: collected {ago(manifest.age_s(store))}; {hint}")
 
 
 def ago(seconds: float) -> str:

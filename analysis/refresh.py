@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from analysis.collecting import collector
 from analysis.parquet import manifest
+from rundir.errors import tell
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +29,7 @@ def collect(options: argparse.Namespace) -> None:
             workers=options.workers,
             progress=_bar(shown) if sys.stderr.isatty() else None,
         )
-    _say(f"{options.store}: {summary}")
+    tell(f"{options.store}: {summary}")
     if not summary.problems:
         return
     from analysis.parquet.parts import read_problems
@@ -36,9 +37,9 @@ def collect(options: argparse.Namespace) -> None:
     rows = read_problems(options.store).slice(0, _PROBLEMS_SHOWN).to_pylist()
     for row in rows:
         place = "/".join(part for part in (row["run"], row["file"]) if part)
-        _say(f"  {place}: {row['detail']}" if place else f"  {row['detail']}")
+        tell(f"  {place}: {row['detail']}" if place else f"  {row['detail']}")
     if summary.problems > len(rows):
-        _say(f"  all of them: {options.store / manifest.load(options.store).problems_file}")
+        tell(f"  all of them: {options.store / manifest.load(options.store).problems_file}")
 
 
 def _bar(shown: ExitStack) -> collector.Progress:
@@ -59,7 +60,3 @@ def _bar(shown: ExitStack) -> collector.Progress:
         update(done, total)
 
     return advance
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201 - progress and hints

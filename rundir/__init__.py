@@ -11,6 +11,7 @@ from rundir.errors import (
     UserError,
     exit_code_of,
     require,
+    tell,
     unknown,
 )
 from rundir.files import DONE, ENDED, State, Status, read_json, read_status, write_json
@@ -35,6 +36,7 @@ __all__ = [
     "read_json",
     "read_status",
     "require",
+    "tell",
     "unknown",
     "write_json",
 ]

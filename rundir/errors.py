@@ -145,8 +145,24 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return 130
     else:
         return code
-    print(f"error: {_in_one_line(message)}", file=sys.stderr)  # noqa: T201 - this is how a command fails
+    tell(f"error: {_in_one_line(message)}")
     return code
+
+
+def tell(line: str) -> None:
+    """Say something on stderr, beside a command's result; go on in silence where nobody reads it.
+
+    What is under way does not depend on somebody who watches it.
+    """
+    try:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where it is said
+    except BrokenPipeError:
+        silence_stderr()
+
+
+def silence_stderr() -> None:
+    """Write no more to a stderr that nobody reads, by whatever name it is known."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _replace_closed_streams() -> None:

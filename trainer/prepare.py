@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rundir import IllegalValue, UserError, exit_code_of, require, unknown
+from rundir import IllegalValue, UserError, exit_code_of, require, tell, unknown
 from rundir.commandline import Parser, options_of
 from rundir.files import locked
 from trainer.data.catalogue import HOME_VARIABLE, PREPARED, command, shards_of
@@ -186,7 +186,7 @@ def _make(directory: Path, manifest: Manifest, options: argparse.Namespace) -> i
         made = preparation.make(verify=options.verify)
     training, validation = made.total(TRAINING), made.total(VALIDATION)
     if training < made.tokens:
-        _say(f"the source holds fewer than the {made.tokens:,} training tokens asked for")
+        tell(f"the source holds fewer than the {made.tokens:,} training tokens asked for")
     sys.stdout.write(
         f"{made.dataset}: {training:,} tokens for training, {validation:,} for validation, in "
         f"{len(made.shards)} shards, {_gigabytes(2 * (training + validation))}, in {directory}\n"
@@ -203,7 +203,7 @@ def _interruptible(name: str, directory: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         manifest = Manifest.read(directory)
         whole = len(manifest.shards) if manifest else 0
-        _say(
+        tell(
             f"interrupted; {whole} shards are whole; {command(name, directory)} goes on after them"
         )
         sys.exit(INTERRUPTED)
@@ -245,7 +245,7 @@ class _Meter:
         speed = f"{self._tokens / (time.perf_counter() - self._began + 1e-3):,.0f}"
         self._bar.update(self._task, advance=tokens, speed=speed)
         if shard is not None and not self._has_bar:
-            _say(f"{shard.file}: {shard.tokens:,} tokens of {self._source}, {speed} tokens/s")
+            tell(f"{shard.file}: {shard.tokens:,} tokens of {self._source}, {speed} tokens/s")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -294,10 +294,6 @@ def _flag(option: str) -> str:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB"
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

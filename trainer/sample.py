@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rundir import UserError, exit_code_of, read_json
 from rundir.commandline import Parser, options_of
-from rundir.errors import require, unknown
+from rundir.errors import require, tell, unknown
 from rundir.files import CHECKPOINT_DIR, RUN_FILE
 from trainer import preload
 from trainer.config import TrainConfig
@@ -220,7 +220,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     loss = "" if trained.loss is None else f", validation loss {trained.loss:.4f}"
     for seed, text in zip(seeds, texts, strict=True):
-        sys.stderr.write(f"step {trained.step}{loss}, seed {seed}\n")
+        tell(f"step {trained.step}{loss}, seed {seed}")
         sys.stdout.write(_shown(prompt))
         for piece in text:
             sys.stdout.write(_shown(piece))

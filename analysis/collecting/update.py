@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +23,7 @@ from analysis.parquet import manifest as manifests
 from analysis.parquet.manifest import PLANNED, Manifest, Part, Source
 from analysis.parquet.parts import problems_file, write_part
 from analysis.parquet.problems import SCHEMA
+from rundir.errors import tell
 from rundir.files import METRICS_FILE
 
 RUNS_PER_BUCKET = 512
@@ -204,7 +204,7 @@ def _pool(count: int) -> ProcessPoolExecutor | None:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
         why = getattr(error, "strerror", None) or str(error)
-        print(f"collecting in this process alone; no others can be started: {why}", file=sys.stderr)  # noqa: T201
+        tell(f"collecting in this process alone; no others can be started: {why}")
         return None
     return pool
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rundir import files
-from rundir.errors import UserError
+from rundir.errors import UserError, tell
 
 if TYPE_CHECKING:
     from analysis.parquet.columns import Kind
@@ -229,7 +228,7 @@ def locked(store: Path, wait: bool) -> Iterator[None]:
             if holder and not wait:
                 raise UserError(f"store = {store}; {holder} is collecting into it")
             if holder:
-                print(f"waiting for {holder}, which is collecting into {store}", file=sys.stderr)  # noqa: T201
+                tell(f"waiting for {holder}, which is collecting into {store}")
             while holder:
                 lock.close()
                 time.sleep(POLL_S)

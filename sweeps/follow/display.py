@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TextIO
 
 from rich.console import Console
 
+from rundir.errors import silence_stderr
 from rundir.wording import count_of
 from sweeps.follow.runstate import RunState
 from sweeps.follow.runtable import by_reason, counts, last_lines
@@ -33,7 +33,7 @@ class _Progress(Console):
 
     def on_broken_pipe(self) -> None:
         """Go on in silence: what is under way does not depend on somebody who watches it."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        silence_stderr()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

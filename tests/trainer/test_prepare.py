@@ -284,6 +284,17 @@ def test_ctrl_c_and_kill_lose_nothing_and_leave_no_process(tmp_path: Path) -> No
     assert not list(directory.glob(".*.bin.*"))
 
 
+def test_it_goes_on_where_nobody_reads_how_far_it_is(parquet: list[str]) -> None:
+    command = [sys.executable, "-m", "trainer.prepare", "finewebmini", *SMALL, "--source", *parquet]
+    unread, stderr = os.pipe()
+    os.close(unread)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, stderr=stderr, check=False)
+    os.close(stderr)
+    manifest = Manifest.read(Path("data/finewebmini"))
+    assert (done.returncode, manifest is not None and manifest.complete) == (0, True)
+
+
 def test_two_at_once_are_refused(parquet: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from rundir.files import locked
 
