@@ -149,14 +149,14 @@ def exit_code_of(command: Callable[[], int]) -> int:
     return code
 
 
-def tell(line: str) -> None:
+def tell(line: str, end: str = "\n") -> None:
     """Say something on stderr, beside a command's result; go on in silence where nobody reads it.
 
     What is under way does not depend on somebody who watches it.
     """
     try:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where it is said
-    except BrokenPipeError:
+        print(line, end=end, file=sys.stderr, flush=True)  # noqa: T201 - this is where it is said
+    except OSError:  # of a pipe EPIPE, of a terminal that was closed EIO
         silence_stderr()
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -29,11 +29,21 @@ class _Tables(Console):
 
 
 class _Progress(Console):
-    """What is said beside it."""
+    """What is said beside it; in silence where its pipe or terminal is gone.
+
+    What is under way does not depend on somebody who watches it.
+    """
 
     def on_broken_pipe(self) -> None:
-        """Go on in silence: what is under way does not depend on somebody who watches it."""
+        """Go on in silence."""
         silence_stderr()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; a terminal that was closed answers with EIO."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            silence_stderr()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

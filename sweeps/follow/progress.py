@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Protocol
 
 from rich.live import Live
 
-from rundir import ENDED, State, Status
+from rundir import ENDED, State, Status, tell
 from sweeps.follow.display import err, summary
 from sweeps.follow.runstate import RunState
 from sweeps.follow.runtable import progress_line, run_table, worth_showing
@@ -138,9 +137,8 @@ class OneRun:
         """Show a new status."""
         line = f"{self.name}  {progress_line(status.state, status)}"
         if err.is_terminal:
-            sys.stderr.write("\r\x1b[2K" + line[: err.width - 1])
-            sys.stderr.write("\n" if status.state in ENDED else "")
-            sys.stderr.flush()
+            end = "\n" if status.state in ENDED else ""
+            tell("\r\x1b[2K" + line[: err.width - 1], end)
         elif status.state in ENDED or time.monotonic() - self._printed_at >= LINES_EVERY_S:
             self._printed_at = time.monotonic()
             err.print(line, markup=False)

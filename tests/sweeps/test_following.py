@@ -1,14 +1,17 @@
 """The commands that follow a sweep: the log of a run, and what changes."""
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from rundir import State
+from rundir import State, Status
 from sweeps.commands import following, logs
+from sweeps.follow import display, progress
 from sweeps.follow.progress import Pace
 
 
@@ -91,3 +94,19 @@ def test_ctrl_c_while_following_exits_130(make_sweep, sweeps_command, monkeypatc
     make_sweep(runs=1).record(0, State.RUNNING, log="")
     monkeypatch.setattr(following.time, "sleep", interrupt)
     assert sweeps_command(*command)[0] == 130
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_run_goes_on_where_its_terminal_was_closed(monkeypatch, is_first):
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        shown = progress.OneRun("a")
+        if not is_first:
+            shown(Status(State.RUNNING))
+            assert b"running" in os.read(ours, 1000)
+        os.close(ours)
+        shown(Status(State.RUNNING))
+        shown(Status(State.COMPLETED))
+        display.err.print("said in vain")
