@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,22 @@ Mapping = dict[str, Any]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).resolve().parents[2]
+
+PORTS = range(10_000, 20_000)
+"""Below those that the kernel gives to whoever asks for any: such a one may be another test's by
+the time that ranks meet there, and who comes to a stranger's meeting waits for good."""
+
+
+@pytest.fixture(scope="session")
+def ports() -> Iterator[str]:
+    """Free TCP ports, each another one, of which other processes of tests have none."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    return (str(port) for port in itertools.cycle(PORTS[worker::10]) if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.fixture

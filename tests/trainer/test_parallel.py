@@ -9,11 +9,9 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +68,16 @@ def order(config: Mapping, path: Path, **more: Any) -> Mapping:
     }
 
 
-def carried_out(orders: Sequence[Mapping], folder: Path) -> list[dict[str, str]]:
+def carried_out(
+    orders: Sequence[Mapping], folder: Path, ports: Iterator[str]
+) -> list[dict[str, str]]:
     """Carry out the orders on two ranks, the last of which kills rank 1.
 
     Returns:
         What each rank said, by the order's path.
     """
     script = folder / "orders.json"
-    ports = free_ports(len(orders))  # a process that meets twice needs two
-    given = [{**each, "port": port} for each, port in zip(orders, ports, strict=True)]
+    given = [{**each, "port": next(ports)} for each in orders]  # who meets twice needs two
     script.write_text(json.dumps(given))
     ranks = [
         subprocess.Popen(
@@ -103,14 +102,6 @@ def carried_out(orders: Sequence[Mapping], folder: Path) -> list[dict[str, str]]
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, -signal.SIGKILL], errors
     return [json.loads((folder / f"orders.json.{rank}").read_text()) for rank in (0, 1)]
-
-
-def free_ports(count: int) -> list[str]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
 
 
 def curve(path: Path | str, metric: str = "loss") -> dict[tuple[str, int], float]:
@@ -161,6 +152,7 @@ def said(
     sharded: dict[str, Mapping],
     folder: Path,
     stopping_run: Callable[[Path, int], Run],
+    ports: Iterator[str],
 ) -> list[dict[str, str]]:
     """What two ranks said after everything that the tests below look at."""
     adamw = configs["adamw"]
@@ -189,7 +181,7 @@ def said(
         *(order(c, folder / f"{name}-skips", fates=poison) for name, c in skipping.items()),
         order(adamw, folder / "dead", fates=[death]),
     ]
-    return carried_out(orders, folder)
+    return carried_out(orders, folder, ports)
 
 
 @pytest.mark.usefixtures("said")

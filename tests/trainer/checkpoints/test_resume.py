@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,12 @@ def order(config: Mapping, path: Path, **more: Any) -> Mapping:
     return {**given, "fate": None, "step": None, **more}
 
 
-def carried_out(orders: list[Mapping], folder: Path) -> list[tuple[str, str | None]]:
+def carried_out(
+    orders: list[Mapping], folder: Path, ports: Iterator[str]
+) -> list[tuple[str, str | None]]:
     """Carry out the orders, one after the other, and return how each ended on either rank."""
     script = folder / "orders.json"
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in orders]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [str(each.getsockname()[1]) for each in sockets]
-    given = [{**each, "port": port} for each, port in zip(orders, ports, strict=True)]
+    given = [{**each, "port": next(ports)} for each in orders]
     script.write_text(json.dumps(given))
     here = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
     ranks = [
@@ -75,6 +72,7 @@ def carried_out(orders: list[Mapping], folder: Path) -> list[tuple[str, str | No
             env={**here, "RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         for rank in (0, 1)
     ]
@@ -82,7 +80,8 @@ def carried_out(orders: list[Mapping], folder: Path) -> list[tuple[str, str | No
         errors = [rank.communicate(timeout=240)[1] for rank in ranks]
     finally:
         for rank in ranks:
-            rank.kill()
+            with suppress(ProcessLookupError):  # its forks too: they hold stderr open
+                os.killpg(rank.pid, signal.SIGKILL)
             rank.communicate()
     assert [rank.returncode for rank in ranks] == [0, 0], errors
     ends = [json.loads((folder / f"ends.{rank}.json").read_text()) for rank in (0, 1)]
@@ -107,7 +106,7 @@ def short(tiny_mapping: Mapping, folder: Path) -> Mapping:
 
 
 @pytest.fixture(scope="module")
-def ends(short: Mapping, folder: Path) -> dict[str, tuple[str, str | None]]:
+def ends(short: Mapping, folder: Path, ports: Iterator[str]) -> dict[str, tuple[str, str | None]]:
     """How everything ended that the tests below look at, by directory and attempt."""
     orders = []
     for name in sorted(REGISTRY):
@@ -139,7 +138,7 @@ def ends(short: Mapping, folder: Path) -> dict[str, tuple[str, str | None]]:
         step = 1 if kind == "early" else 4
         orders.append(order(config, folder / "two" / kind, ranks=2, fate="no room", step=step))
     keys = [f"{Path(each['path']).relative_to(folder)} {each['attempt']}" for each in orders]
-    return dict(zip(keys, carried_out(orders, folder), strict=True))
+    return dict(zip(keys, carried_out(orders, folder, ports), strict=True))
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,13 @@ Say = Callable[..., list[list[str]]]
 
 
 @pytest.fixture
-def say(tmp_path: Path) -> Say:
+def say(tmp_path: Path, ports: Iterator[str]) -> Say:
     """Return a function that runs a program on so many ranks, and gives the words of each."""
 
     def run(program: str, *arguments: str, ranks: int = 1) -> list[list[str]]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         # The second: not to try out, by compiling, which vector instructions there are.
         env = {**os.environ, "OPTSWEEP_CACHE": str(tmp_path), "TORCHINDUCTOR_VEC_ISA_OK": "1"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": next(ports)}
         env.pop("TORCHINDUCTOR_CACHE_DIR", None)
         started = [
             subprocess.Popen(
