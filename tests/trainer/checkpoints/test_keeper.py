@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import trainer
-from rundir import Diverged, OptsweepError, Preempted, Run, Superseded
+from rundir import Diverged, OptsweepError, Preempted, Run, State, Superseded, read_status
 from rundir.files import METRICS_FILE, iter_metrics
 from trainer.checkpoints import (
     Keeper,
@@ -141,6 +141,32 @@ def test_training_goes_on_while_one_checkpoint_is_written_and_waits_for_it_befor
     saved = read_checkpoint(path)
     for name, weight in reference.model.state_dict().items():
         assert torch.equal(saved["model"][name], weight)
+
+
+def test_a_last_checkpoint_that_fails_after_the_last_step_is_no_completed_run(
+    tiny: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, real, is_full = Training.step, os.fsync, threading.Event()
+
+    def last_step(self: Training, done: int) -> Any:
+        if done == 11:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":  # the one before is whole
+                    thread.join()
+            is_full.set()
+        return step(self, done)
+
+    def full_disk(handle: int) -> None:
+        if is_full.is_set() and is_writing():
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(Training, "step", last_step)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    said = r"step 12 can't be written: .*No space left on device; that of step 8 stays"
+    with pytest.raises(OptsweepError, match=said), Run(tmp_path, threads=1) as run:
+        trainer.run(tiny, run)
+    assert read_status(tmp_path).state is State.FAILED
 
 
 @pytest.mark.parametrize("background", [True, False])
